@@ -1,0 +1,89 @@
+"""What the core wants done. Returned as values; a driver carries them out, in order.
+
+Those for the engine (Bind, Share, Evict, Release, Run) form one queue: each takes effect after those before it,
+so pages that a step in flight still reads are not reused before it is through.
+"""
+
+import msgspec
+
+from penstock.core.events import Load
+from penstock.core.job import JobSpec
+from penstock.core.step import StepPlan
+
+
+class Bind(msgspec.Struct, frozen=True, array_like=True, tag="bind"):
+    """The job starts (again), with the shared blocks `keys` as its first positions. Its other pages come as it grows."""
+
+    job: int
+    keys: tuple[int, ...]
+
+
+class Share(msgspec.Struct, frozen=True, array_like=True, tag="share"):
+    """The first block that the job does not share yet becomes the pool's block `key`; where that exists already, the job
+    uses it and its own copy is free."""
+
+    job: int
+    key: int
+
+
+class Evict(msgspec.Struct, frozen=True, array_like=True, tag="evict"):
+    """Shared block `key`, which nobody uses, is free."""
+
+    key: int
+
+
+class Release(msgspec.Struct, frozen=True, array_like=True, tag="release"):
+    """The job's own pages are free and it uses no shared block any more. `forget`: it will not come back."""
+
+    job: int
+    forget: bool
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
+    """Execute a step, then report StepDone or StepFailed."""
+
+    plan: StepPlan
+
+
+class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
+    """Tell the home that the job ended without an answer: `outcome` is dropped, rejected or failed."""
+
+    job: int
+    epoch: int
+    outcome: str
+    reason: str
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, tag="report"):
+    """Tell the cluster how things are."""
+
+    load: Load
+
+
+EngineCommand = Bind | Share | Evict | Release | Run
+InstanceCommand = EngineCommand | End | Report
+
+
+class Dispatch(msgspec.Struct, frozen=True, array_like=True, tag="dispatch"):
+    """The home hands the job to an instance, under an epoch that it raises."""
+
+    spec: JobSpec
+    instance: int
+
+
+class Refuse(msgspec.Struct, frozen=True, array_like=True, tag="refuse"):
+    """The job is not taken; its client may try again after `retry_ns`."""
+
+    job: int
+    reason: str
+    retry_ns: int
+
+
+class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
+    """The job was on an instance that is gone."""
+
+    job: int
+    instance: int
+
+
+ClusterCommand = Dispatch | Refuse | Lost

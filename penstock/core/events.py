@@ -1,0 +1,101 @@
+"""What can happen: to an instance, and to the cluster. Everything that the core knows came in one of these."""
+
+import msgspec
+
+from penstock.core.job import JobSpec
+
+
+class Submitted(msgspec.Struct, frozen=True, array_like=True, tag="submitted"):
+    """A home hands a job to this instance, under an epoch."""
+
+    spec: JobSpec
+    epoch: int
+
+
+class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="cancelled"):
+    """The home no longer wants the job in this epoch or an earlier one."""
+
+    job: int
+    epoch: int
+
+
+class Named(msgspec.Struct, frozen=True, array_like=True, tag="named"):
+    """More blocks of the job have become known (its output grew): their names, after those it had."""
+
+    job: int
+    keys: tuple[int, ...]
+
+
+class Executed(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What became of one slice, where it is not simply: all executed, and the job goes on.
+
+    `executed` may be less than planned (the job had already stopped; the slice was revoked) and `emitted` more than
+    one (speculation). `finish` is the reason why the job ends here.
+    """
+
+    job: int
+    executed: int
+    emitted: int
+    finish: str | None = None
+
+
+class StepDone(msgspec.Struct, frozen=True, array_like=True, tag="step_done"):
+    """The engine executed step `seq` as planned, but for `except_for`."""
+
+    seq: int
+    except_for: list[Executed] = []
+
+
+class StepFailed(msgspec.Struct, frozen=True, array_like=True, tag="step_failed"):
+    """The engine could not execute step `seq`; its jobs cannot go on."""
+
+    seq: int
+    error: str
+
+
+InstanceEvent = Submitted | Cancelled | Named | StepDone | StepFailed
+
+
+class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="arrived"):
+    """A request has come in at a home."""
+
+    spec: JobSpec
+
+
+class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
+    """A home is through with a job, whatever the reason."""
+
+    job: int
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """What an instance says of itself. As old as the message that brings it."""
+
+    #: Submissions seen since the instance started: the cluster's ledger knows by it which dispatches are still under way.
+    seen: int = 0
+    waiting: int = 0
+    running: int = 0
+    #: Jobs ended since the instance started.
+    ended: int = 0
+    pages: int = 0
+    pages_free: int = 0
+
+
+class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):
+    instance: int
+    load: Load
+
+
+class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
+    """An instance is ready for work."""
+
+    instance: int
+
+
+class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
+    """An instance is gone, with all that it held."""
+
+    instance: int
+
+
+ClusterEvent = Arrived | Ended | Reported | Joined | Left

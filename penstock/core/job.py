@@ -1,0 +1,95 @@
+"""A job: a run of positions to execute, whatever they are. Knows nothing of models, tokens or text.
+
+A completion of a prompt of P tokens with at most N new ones is P + N - 1 positions of one module: executing
+position i needs the input of i, and executing the last *known* position makes the next one known (that is the
+token it emits). An image is encode, denoise steps, decode: the same counters, over several units.
+
+    0 ........ done ........ planned ........ known ........ total
+      executed      in flight       may run now     not known yet
+
+The three counters (nano-vllm's two, and the frontier) tell everything about progress: there is no phase.
+"""
+
+import msgspec
+
+from penstock.core.slo import Slo
+
+NEVER = 1 << 62
+
+
+class Unit(msgspec.Struct, frozen=True, array_like=True):
+    """`amount` positions of work for one module (`lm`, `encode`, `denoise`, ...)."""
+
+    module: str
+    amount: int
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """Positions from `start` on have their KV in `pool`, until the next span or the job's `done`."""
+
+    pool: int
+    start: int
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """All that a home tells about a job. The true output length is not here: nobody knows it yet."""
+
+    id: int
+    units: tuple[Unit, ...]
+    #: Positions whose input exists at the start: the prompt, and what an earlier epoch delivered.
+    known: int
+    #: ns on the home's clock.
+    arrival: int
+    #: Names of the known blocks, from position 0; equal names promise equal content (see `Pages`).
+    keys: tuple[int, ...] = ()
+    slo: Slo = Slo()
+    #: Lower is more urgent, as in vLLM.
+    priority: int = 0
+    adapter: str = ""
+    #: ns on the home's clock by which the last position must be done, else the job is dropped while it waits.
+    deadline: int | None = None
+
+    @property
+    def total(self) -> int:
+        """The most positions that the job may execute."""
+        return sum(unit.amount for unit in self.units)
+
+
+class Job:
+    """A job on an instance: its spec, its home's epoch, and a few integers."""
+
+    __slots__ = ("done", "epoch", "id", "keys", "known", "planned", "room", "share_at", "shared", "spec", "spans", "total")
+
+    def __init__(self, spec: JobSpec, epoch: int) -> None:
+        self.spec = spec
+        self.id = spec.id
+        self.epoch = epoch
+        self.total = spec.total
+        #: Positions executed, and kept in the pool.
+        self.done = 0
+        #: `done` plus what is in flight.
+        self.planned = 0
+        #: Positions whose input exists.
+        self.known = spec.known
+        #: Positions that the job's pages have room for: blocks that it shares, then pages of its own.
+        self.room = 0
+        #: Blocks at the start that are in the pool's table of shared blocks.
+        self.shared = 0
+        #: The value of `done` at which the next block can be shared; NEVER where it has no name.
+        self.share_at = NEVER
+        self.keys = list(spec.keys)
+        #: Where the KV is; one span unless a group holds it.
+        self.spans = (Span(0, 0),)
+
+    @property
+    def wants(self) -> int:
+        """Positions that could be planned now. At the frontier it is one: the step in flight makes it known."""
+        return min(max(self.known - self.planned, 1), self.total - self.planned)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Arrival order, a total one."""
+        return (self.spec.arrival, self.id)
+
+    def __repr__(self) -> str:
+        return f"Job({self.id}, done={self.done}, planned={self.planned}, known={self.known}, total={self.total})"

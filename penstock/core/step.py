@@ -1,0 +1,47 @@
+"""What one step of one executor does: so many positions of so many jobs. There is no prefill and no decode here."""
+
+import msgspec
+
+
+class Slice(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Execute positions [start, start + count) of a job, keep their KV in `pool`, with `master` gathering partial
+    results. Pools are numbered within the instance; an ordinary instance has pool 0 only."""
+
+    job: int
+    start: int
+    count: int
+    pool: int = 0
+    master: int = 0
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    """One step. `seq` numbers the steps of an instance from 0 without gaps."""
+
+    seq: int
+    slices: list[Slice]
+
+
+class Features(msgspec.Struct, frozen=True, array_like=True):
+    """What a step's duration depends on (see `StepCost`)."""
+
+    #: Positions executed.
+    new: int
+    #: Sum over slices of count x (start + count / 2): what attention reads.
+    new_context: int
+    #: Slices of one position, and the sum of their contexts.
+    decodes: int
+    decode_context: int
+
+
+def features(plan: StepPlan) -> Features:
+    """The features of a plan, in one pass."""
+    new = area = decodes = context = 0
+    for piece in plan.slices:
+        count, start = piece.count, piece.start
+        if count == 1:
+            decodes += 1
+            context += start + 1
+        else:
+            new += count
+            area += count * start + (count * (count + 1) >> 1)
+    return Features(new + decodes, area + context, decodes, context)
