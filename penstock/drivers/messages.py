@@ -1,0 +1,91 @@
+"""What homes and workers say to each other: msgspec structs over ZeroMQ, one tagged union each way, nothing pickled."""
+
+import msgspec
+
+from penstock.core.events import Load
+from penstock.core.job import JobSpec
+from penstock.engine.base import EngineInfo, Output
+from penstock.engine.params import Sampling
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
+    """A job for the worker. `tokens` are the prompt (the first `prompt` of them) and what was delivered before."""
+
+    spec: JobSpec
+    epoch: int
+    tokens: list[int]
+    prompt: int
+    sampling: Sampling
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+    job: int
+    epoch: int
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
+    """Asks the worker for a Pong, to tell a busy one from a hung one."""
+
+    number: int
+
+
+class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
+    """End the process now."""
+
+
+ToWorker = Submit | Cancel | Ping | Stop
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
+    """The worker is ready."""
+
+    version: str
+    instance: int
+    pid: int
+    info: EngineInfo
+    #: Coefficients of the step cost that the worker measured when it started (see `cost.linear.Linear`).
+    cost: list[float]
+
+
+class Starting(msgspec.Struct, frozen=True, array_like=True, tag="starting"):
+    """Progress of the start, for people."""
+
+    text: str
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    """The worker cannot serve this model or configuration, and restarting it would not help."""
+
+    error: str
+
+
+class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
+    """Tokens of one step, of jobs of this home: (epoch, output)."""
+
+    outputs: list[tuple[int, Output]]
+    load: Load
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """The job ended without an answer; outcome is dropped, rejected or failed."""
+
+    job: int
+    epoch: int
+    outcome: str
+    reason: str
+
+
+class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
+    """The instance's load, where no step brings it."""
+
+    load: Load
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
+    """`step_s` is how long the step that runs now has been running, 0 if none does."""
+
+    number: int
+    step_s: float
+
+
+ToHome = Hello | Starting | Refused | Stepped | Failed | Loaded | Pong
