@@ -78,7 +78,9 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     #: Jobs ended since the instance started.
     ended: int = 0
     pages: int = 0
+    #: Free, or holding only what can be evicted.
     pages_free: int = 0
+    preemptions: int = 0
 
 
 class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):

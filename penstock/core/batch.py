@@ -1,0 +1,164 @@
+"""The next step of one instance while a policy composes it: suggestions in, pages and order kept by the mechanism.
+
+A policy sees jobs in `running` and `waiting` and calls the verbs here; each says what it granted. It cannot break an
+account: what there is no room for is refused.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from penstock.core.commands import Bind, InstanceCommand, Release
+from penstock.core.job import Job
+from penstock.core.pages import Pages
+from penstock.core.step import Slice
+
+#: How jobs are ordered while they wait, a total order.
+Order = Callable[[Job], tuple[int, ...]]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds a step and an instance. Policies read them; names as in vLLM where the meaning is the same."""
+
+    #: Jobs that run at the same time.
+    max_num_seqs: int = 256
+    #: Positions in one step.
+    max_num_batched_tokens: int = 2048
+    #: Jobs that wait; more are turned away.
+    max_num_queued: int = 1024
+
+
+class Waiting:
+    """Jobs that hold no pages, in a policy's order."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.jobs: list[Job] = []
+
+    def push(self, job: Job) -> None:
+        insort(self.jobs, job, key=self.order)
+
+    def remove(self, job: Job) -> None:
+        self.jobs.remove(job)
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+
+class Batch:
+    """Composition of one step. Short-lived: an instance makes one, a policy fills it, the instance takes the result."""
+
+    def __init__(
+        self, running: dict[int, Job], waiting: Waiting, settling: Mapping[int, None], pages: Pages, limits: Limits
+    ) -> None:
+        self._running = running
+        self._waiting = waiting
+        self._settling = settling
+        self.pages = pages
+        self.limits = limits
+        #: Positions that the step may still take.
+        self.budget = limits.max_num_batched_tokens
+        #: Job -> (first position, count), in the order granted.
+        self.slices: dict[Job, Slice] = {}
+        #: Why work that could run is left out, if the policy does that on purpose.
+        self.reason = ""
+        self.commands: list[InstanceCommand] = []
+
+    @property
+    def running(self) -> list[Job]:
+        """Jobs that hold pages, in order of admission. A copy: verbs change the original."""
+        return list(self._running.values())
+
+    @property
+    def waiting(self) -> list[Job]:
+        """Jobs that wait, in the policy's order. Not to be changed."""
+        return self._waiting.jobs
+
+    @property
+    def seats(self) -> int:
+        """How many more jobs may run."""
+        return self.limits.max_num_seqs - len(self._running)
+
+    def advance(self) -> list[Job]:
+        """One position for each running job that wants just one and has room for it, while the budget lasts.
+
+        This is what most jobs of most steps need, done in one pass. Returns the running jobs that still want something
+        and got nothing: those that want more than one position, need a page, or found the budget used up.
+        """
+        rest: list[Job] = []
+        slices, left = self.slices, self.budget
+        for job in self._running.values():
+            start = job.planned
+            if start < job.room and start + 1 >= job.known and left > 0:
+                if start < job.total:
+                    job.planned = start + 1
+                    left -= 1
+                    slices[job] = Slice(job.id, start, 1)
+            elif start < job.total:
+                rest.append(job)
+        self.budget = left
+        return rest
+
+    def add(self, job: Job, most: int) -> int:
+        """Plan up to `most` more positions of a running job, within the budget and the pages there are.
+
+        Returns the number granted: 0 if it wants none, the budget is used up, or there is not one more page.
+        """
+        count = min(most, job.wants, self.budget)
+        if count <= 0 or job in self.slices or not self.holds(job):
+            return 0
+        need = self.pages.missing(job, job.planned + count)
+        if need and not self.pages.grow(job, need):
+            count = min(count, job.room + self.pages.available * self.pages.page_tokens - job.planned)
+            if count <= 0 or not self.pages.grow(job, self.pages.missing(job, job.planned + count)):
+                return 0
+        self.slices[job] = Slice(job.id, job.planned, count)
+        job.planned += count
+        self.budget -= count
+        return count
+
+    def holds(self, job: Job) -> bool:
+        """Whether the job is (still) running."""
+        return job.id in self._running
+
+    def last(self) -> Job:
+        """The running job admitted last."""
+        return self._running[next(reversed(self._running))]
+
+    def may_admit(self, job: Job) -> bool:
+        """Whether a waiting job could run at all now, were there pages and a seat: it has no slices still in flight."""
+        return job.id not in self._settling
+
+    def admit(self, job: Job, most: int, *, whole: bool = False) -> int:
+        """Let a waiting job run: reuse what is here of its prefix, then plan up to `most` positions.
+
+        `whole`: all that it wants or nothing. Returns the number granted; on 0 the job still waits.
+        """
+        if self.seats <= 0 or not self.may_admit(job):
+            return 0
+        pages = self.pages
+        blocks = pages.match(job)
+        known = job.known - blocks * pages.block_tokens
+        count = min(most, self.budget, known)
+        if count <= 0 or (whole and count < known):
+            return 0
+        # Blocks that the job is about to use cannot be evicted to make room for it.
+        held = sum(key in pages.idle for key in job.keys[:blocks]) * pages.block_pages
+        if pages.available - held < -(-count // pages.page_tokens):
+            return 0
+        self._waiting.remove(job)
+        self._running[job.id] = job
+        pages.bind(job, blocks)
+        self.commands.append(Bind(job.id, tuple(job.keys[:blocks])))
+        return self.add(job, count)
+
+    def preempt(self, job: Job) -> None:
+        """Take a running job's pages; it waits again and will recompute. Its slice of this step, if any, is withdrawn."""
+        piece = self.slices.pop(job, None)
+        if piece is not None:
+            self.budget += piece.count
+        del self._running[job.id]
+        self.pages.release(job)
+        self.commands.append(Release(job.id, False))
+        self._waiting.push(job)

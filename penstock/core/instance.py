@@ -1,0 +1,271 @@
+"""One instance: which jobs it has, what runs in its next steps, and whose pages are whose.
+
+A pure state machine: `handle(event, now)` returns commands. It reads no clock, draws no random number and does no I/O;
+it does not know what a token is, nor whether it is simulated.
+
+    Submitted -> waiting -> (policy admits) -> running -> (policy preempts) -> waiting ...
+                                            -> (StepDone says so, or total is reached) -> ended
+    Cancelled, StepFailed, a deadline passed while waiting                             -> ended
+
+Steps are composed whenever fewer than `depth` are in flight. Reports may come in any order and more than once; they
+take effect in the order of the steps.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from penstock.core.batch import Batch, Limits, Order, Waiting
+from penstock.core.commands import End, Evict, InstanceCommand, Release, Report, Run, Share
+from penstock.core.events import Cancelled, Executed, InstanceEvent, Load, Named, StepDone, StepFailed, Submitted
+from penstock.core.job import Job
+from penstock.core.pages import Pages
+from penstock.core.step import Slice, StepPlan
+
+#: Fills the batch; the second argument is now, in ns.
+Compose = Callable[[Batch, int], None]
+
+
+class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that decides how an instance behaves. It opens every log, so that a replay starts from the same."""
+
+    policy: str = "fcfs"
+    pages: int
+    page_tokens: int = 16
+    block_tokens: int = 64
+    #: Steps in flight at most.
+    depth: int = 1
+    limits: Limits = Limits()
+
+
+class Step:
+    """A step in flight."""
+
+    __slots__ = ("report", "slices", "stale")
+
+    def __init__(self, slices: dict[Job, Slice]) -> None:
+        self.slices = slices
+        #: Slices of jobs preempted since: their tokens count, their pages are gone.
+        self.stale: dict[Job, Slice] = {}
+        self.report: StepDone | StepFailed | None = None
+
+
+class Instance:
+    """See the module's docstring. Public attributes are for policies, laws and reports to read."""
+
+    def __init__(self, config: InstanceConfig, compose: Compose, order: Order) -> None:
+        self.config = config
+        self.compose = compose
+        self.pages = Pages(config.pages, config.page_tokens, config.block_tokens)
+        #: Jobs that wait for pages or a seat.
+        self.waiting = Waiting(order)
+        #: Jobs that hold pages, by id, in order of admission.
+        self.running: dict[int, Job] = {}
+        #: All jobs, by id.
+        self.jobs: dict[int, Job] = {}
+        #: Steps in flight, by number, oldest first.
+        self.steps: dict[int, Step] = {}
+        self.next_step = 0
+        #: Jobs whose slices are still in flight though they were preempted: they cannot run before those are through.
+        self.settling: dict[int, None] = {}
+        #: Why runnable work is left idle, in the policy's words.
+        self.reason = ""
+        #: How jobs came and went; `seen` is the sum of all others and of the jobs here.
+        self.counts = dict.fromkeys(("seen", "finished", "cancelled", "failed", "dropped", "rejected"), 0)
+        self.preemptions = 0
+        #: Waiting jobs that have a deadline.
+        self._deadlines = 0
+
+    # -- events ------------------------------------------------------------------------------------------------
+
+    def handle(self, event: InstanceEvent, now: int) -> list[InstanceCommand]:
+        """The one way in. Returns what is to be done, in order."""
+        out: list[InstanceCommand] = []
+        match event:
+            case StepDone() | StepFailed():
+                self._on_report(event, out)
+            case Submitted():
+                self._on_submitted(event, out)
+            case Cancelled():
+                self._on_cancelled(event, out)
+            case Named():
+                self._on_named(event, out)
+        while len(self.steps) < self.config.depth and self._compose(now, out):
+            pass
+        out.append(Report(self.load))
+        return out
+
+    def _on_submitted(self, event: Submitted, out: list[InstanceCommand]) -> None:
+        self.counts["seen"] += 1
+        spec, known = event.spec, self.jobs.get(event.spec.id)
+        if known is not None:
+            if event.epoch <= known.epoch:
+                return self._turn_away(event, "rejected", "a newer epoch of this job is here", out)
+            self._end(known, "cancelled", out)
+        job = Job(spec, event.epoch)
+        if self.pages.missing(job, job.total) > self.pages.pages:
+            room = self.pages.pages * self.pages.page_tokens
+            reason = f"needs room for {job.total} tokens, the KV cache has {room}: shorten the prompt or lower max_tokens"
+            return self._turn_away(event, "rejected", reason, out)
+        if len(self.waiting) >= self.config.limits.max_num_queued:
+            return self._turn_away(event, "rejected", "queue full", out)
+        self.jobs[job.id] = job
+        self._deadlines += spec.deadline is not None
+        self.waiting.push(job)
+
+    def _turn_away(self, event: Submitted, outcome: str, reason: str, out: list[InstanceCommand]) -> None:
+        self.counts[outcome] += 1
+        out.append(End(event.spec.id, event.epoch, outcome, reason))
+
+    def _on_cancelled(self, event: Cancelled, out: list[InstanceCommand]) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None and job.epoch <= event.epoch:
+            self._end(job, "cancelled", out)
+
+    def _on_named(self, event: Named, out: list[InstanceCommand]) -> None:
+        job = self.jobs.get(event.job)
+        if job is not None:
+            self.pages.name(job, event.keys)
+            if job.id in self.running:
+                self._share(job, out)
+
+    # -- reports -----------------------------------------------------------------------------------------------
+
+    def _on_report(self, event: StepDone | StepFailed, out: list[InstanceCommand]) -> None:
+        step = self.steps.get(event.seq)
+        if step is None or step.report is not None:
+            return
+        step.report = event
+        while self.steps and (report := (head := next(iter(self.steps.values()))).report) is not None:
+            del self.steps[report.seq]
+            if isinstance(report, StepDone):
+                self._settle(head, report, out)
+            else:
+                self._fail(head, report, out)
+
+    def _settle(self, step: Step, report: StepDone, out: list[InstanceCommand]) -> None:
+        """Account for an executed step: first what did not go as planned, then the ordinary rest in one pass."""
+        for result in report.except_for:
+            self._settle_exception(step, result, out)
+        for job, piece in step.slices.items():
+            done = job.done = piece.start + piece.count
+            if done >= job.known:
+                job.known = done + 1
+                if done >= job.total:
+                    self._end(job, "finished", out)
+                    continue
+            if done >= job.share_at:
+                self._share(job, out)
+        for job, piece in step.stale.items():
+            if piece.start + piece.count >= job.known:
+                job.known = piece.start + piece.count + 1
+            self._unsettle(job)
+
+    def _settle_exception(self, step: Step, result: Executed, out: list[InstanceCommand]) -> None:
+        job = self.jobs.get(result.job)
+        if job is None:
+            return
+        piece = step.slices.pop(job, None)
+        stale = step.stale.pop(job, None)
+        if piece is not None:
+            job.done = piece.start + result.executed
+            job.known = max(job.known, job.done + 1) if result.emitted else job.known
+            if result.executed != piece.count:
+                job.planned = job.done
+                self._withdraw(job)
+        elif stale is not None:
+            job.known += result.emitted
+            self._unsettle(job)
+        else:
+            return
+        if result.finish is not None or job.done >= job.total:
+            failed = result.finish is not None and result.finish.startswith("error")
+            self._end(job, "failed" if failed else "finished", out)
+        elif piece is not None:
+            self._share(job, out)
+
+    def _fail(self, step: Step, report: StepFailed, out: list[InstanceCommand]) -> None:
+        for job in [*step.slices, *step.stale]:
+            if job.id in self.jobs:
+                out.append(End(job.id, job.epoch, "failed", report.error))
+                self._end(job, "failed", out)
+
+    def _share(self, job: Job, out: list[InstanceCommand]) -> None:
+        while job.done >= job.share_at:
+            out.append(Share(job.id, self.pages.share(job)))
+
+    def _withdraw(self, job: Job) -> None:
+        """Later slices of the job in flight do not count: they start where it does not stand."""
+        for step in self.steps.values():
+            step.slices.pop(job, None)
+            step.stale.pop(job, None)
+
+    def _unsettle(self, job: Job) -> None:
+        if not any(job in step.stale for step in self.steps.values()):
+            self.settling.pop(job.id, None)
+
+    def _end(self, job: Job, outcome: str, out: list[InstanceCommand]) -> None:
+        self._withdraw(job)
+        del self.jobs[job.id]
+        self.settling.pop(job.id, None)
+        if self.running.pop(job.id, None) is None:
+            self.waiting.remove(job)
+        self._deadlines -= job.spec.deadline is not None
+        self.pages.release(job)
+        self.counts[outcome] += 1
+        out.append(Release(job.id, True))
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def _compose(self, now: int, out: list[InstanceCommand]) -> bool:
+        """Let the policy fill the next step; False if there is nothing to run."""
+        if not self.jobs:
+            return False
+        if self._deadlines:
+            self._drop_overdue(now, out)
+        batch = Batch(self.running, self.waiting, self.settling, self.pages, self.config.limits)
+        self.compose(batch, now)
+        self.reason = batch.reason
+        if batch.commands:
+            self._carry_over(batch, out)
+        if self.pages.evicted:
+            out.extend(map(Evict, self.pages.evicted))
+            self.pages.evicted.clear()
+        if not batch.slices:
+            return False
+        self.steps[self.next_step] = Step(batch.slices)
+        out.append(Run(StepPlan(self.next_step, list(batch.slices.values()))))
+        self.next_step += 1
+        return True
+
+    def _carry_over(self, batch: Batch, out: list[InstanceCommand]) -> None:
+        """Take what the policy changed beside the slices."""
+        for command in batch.commands:
+            if isinstance(command, Release):
+                self.preemptions += 1
+                self._make_stale(self.jobs[command.job])
+        out.extend(batch.commands)
+
+    def _make_stale(self, job: Job) -> None:
+        for step in self.steps.values():
+            piece = step.slices.pop(job, None)
+            if piece is not None:
+                step.stale[job] = piece
+                self.settling[job.id] = None
+
+    def _drop_overdue(self, now: int, out: list[InstanceCommand]) -> None:
+        overdue = [job for job in self.waiting.jobs if job.spec.deadline is not None and job.spec.deadline < now]
+        for job in overdue:
+            out.append(End(job.id, job.epoch, "dropped", "its deadline passed while it waited"))
+            self._end(job, "dropped", out)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    @property
+    def load(self) -> Load:
+        counts = self.counts
+        ended = counts["seen"] - len(self.jobs)
+        pages = self.pages
+        return Load(
+            counts["seen"], len(self.waiting), len(self.running), ended, pages.pages, pages.available, self.preemptions
+        )

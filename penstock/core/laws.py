@@ -1,0 +1,74 @@
+"""What must always hold. Each law has its number in docs/invariants.md; each raises AssertionError saying what broke.
+
+`check` is cheap enough for every event of a test; a live worker calls it when it goes idle.
+"""
+
+from penstock.core.instance import Instance
+
+
+def check(instance: Instance) -> None:
+    """All laws of one instance, at any moment between two events."""
+    _jobs_conserved(instance)
+    _pages_conserved(instance)
+    _counters_ordered(instance)
+    _in_flight_consistent(instance)
+    _work_conserved(instance)
+    if not instance.jobs:
+        _idle_is_empty(instance)
+
+
+def _jobs_conserved(instance: Instance) -> None:
+    counts = instance.counts
+    ended = sum(counts[k] for k in ("finished", "cancelled", "failed", "dropped", "rejected"))
+    here = len(instance.jobs)
+    assert counts["seen"] == here + ended, f"law 1: {counts['seen']} jobs came, {here} are here and {ended} ended"
+    split = len(instance.running) + len(instance.waiting)
+    assert here == split, f"law 1: {here} jobs are here, but {split} run or wait"
+
+
+def _pages_conserved(instance: Instance) -> None:
+    pages = instance.pages
+    own = sum(pages.own(job) for job in instance.running.values())
+    shared = len(pages.users) * pages.block_pages
+    total = pages.free + own + shared
+    assert total == pages.pages, f"law 2: {pages.free} free + {own} own + {shared} shared pages are not {pages.pages}"
+    assert pages.free >= 0, f"law 2: {pages.free} free pages"
+    users: dict[int, int] = {}
+    for job in instance.running.values():
+        for key in job.keys[: job.shared]:
+            users[key] = users.get(key, 0) + 1
+    assert users == {k: n for k, n in pages.users.items() if n}, "law 2: users of shared blocks are miscounted"
+    assert list(pages.idle) and set(pages.idle) == {k for k, n in pages.users.items() if not n} or not pages.idle, (
+        "law 2: idle blocks are not those without users"
+    )
+    waiting = [job.id for job in instance.waiting.jobs if job.room or job.shared or job.planned]
+    assert not waiting, f"law 2: waiting jobs {waiting} hold pages"
+
+
+def _counters_ordered(instance: Instance) -> None:
+    for job in instance.jobs.values():
+        ordered = 0 <= job.done <= job.planned <= job.total and job.planned <= max(job.room, 0) and job.known > 0
+        assert ordered, f"law 3: counters out of order: {job}, room {job.room}"
+        assert job.done < job.known, f"law 3: {job} has executed what is not known"
+
+
+def _in_flight_consistent(instance: Instance) -> None:
+    assert len(instance.steps) <= instance.config.depth, "law 4: more steps in flight than depth"
+    in_flight: dict[int, int] = {}
+    for step in instance.steps.values():
+        for job, piece in step.slices.items():
+            assert piece.start == job.done + in_flight.get(job.id, 0), f"law 4: {piece} does not follow {job}"
+            in_flight[job.id] = in_flight.get(job.id, 0) + piece.count
+    for job in instance.jobs.values():
+        planned = job.done + in_flight.get(job.id, 0)
+        assert planned == job.planned, f"law 4: {job} has {in_flight.get(job.id, 0)} positions in flight"
+
+
+def _work_conserved(instance: Instance) -> None:
+    idle = instance.jobs and not instance.steps and not instance.reason
+    assert not idle, f"law 5: nothing runs though {len(instance.jobs)} jobs could, and the policy gives no reason"
+
+
+def _idle_is_empty(instance: Instance) -> None:
+    assert instance.pages.available == instance.pages.pages, "law 6: no job is here, but pages are neither free nor evictable"
+    assert not instance.settling, "law 6: no job is here, but some still settle"

@@ -1,0 +1,46 @@
+"""The table: a policy row answers the three questions. A paper is a row, and so is a baseline."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from penstock.core.batch import Limits, Order
+from penstock.core.events import Load
+from penstock.core.instance import Compose, Instance, InstanceConfig
+from penstock.policies import fcfs, prefill_first, priority, splitfuse
+from penstock.policies.place import least_loaded
+
+
+@dataclass(frozen=True)
+class Row:
+    """`place` ranks instances for a new job (least first), `compose` fills a step, `order` sorts those who wait."""
+
+    about: str
+    compose: Compose
+    order: Order = fcfs.order
+    place: Callable[[Load], float] = least_loaded
+    limits: Limits = field(default_factory=Limits)
+
+
+ROWS: dict[str, Row] = {
+    "fcfs": Row("continuous batching with chunked prefill (Sarathi-Serve, vLLM)", fcfs.fcfs),
+    "prefill-first": Row("whole prompts before any decoding (vLLM 0.2, Orca)", prefill_first.prefill_first),
+    "splitfuse": Row(
+        "a fixed token budget, admission by peak (DeepSpeed-FastGen, LightLLM)",
+        splitfuse.splitfuse,
+        limits=Limits(max_num_batched_tokens=512),
+    ),
+    "priority": Row("the more urgent first, and it preempts", priority.priority, order=priority.order),
+}
+
+
+def row(name: str) -> Row:
+    """Raises ValueError naming the rows that exist."""
+    if name not in ROWS:
+        raise ValueError(f"policy {name!r} is not known; choose one of {', '.join(ROWS)}")
+    return ROWS[name]
+
+
+def make_instance(config: InstanceConfig) -> Instance:
+    """The instance that a configuration describes: live, simulated and replayed ones are all made here."""
+    chosen = row(config.policy)
+    return Instance(config, chosen.compose, chosen.order)
