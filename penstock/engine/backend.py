@@ -22,7 +22,7 @@ from torch import Tensor, nn
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-#: The page that padding points to. It belongs to nobody: its content means nothing, and padding may write to it.
+#: The page that padding points to. It belongs to nobody; its content means nothing, and padding may write it.
 NULL_PAGE = 0
 #: The name under which transformers' models find our attention.
 ATTENTION = "penstock"
@@ -72,8 +72,8 @@ class Backend(Protocol):
     name: str
 
     def prepare(self, model: nn.Module) -> None:
-        """Change the loaded model in place for speed (pack weights, fuse, replace submodules). Called once. Logits
-        stay the same up to rounding: the start-up probe compares them with the untouched model's."""
+        """Change the loaded model in place for speed (pack weights, fuse, replace submodules). Called once.
+        Logits stay the same up to rounding: the start-up probe compares them with the untouched model's."""
 
     def forward(self, model: nn.Module, step: Step, kv: Kv) -> Tensor:
         """Run a step, writing its keys and values to `kv`; logits [E, vocab] on the device, in any dtype."""
@@ -96,13 +96,11 @@ class Paged:
 
 
 def call_model(model: nn.Module, ids: Tensor, positions: Tensor, emit: Tensor, paged: Paged) -> Tensor:
-    """Call a transformers causal LM on a flattened batch (ids and positions [T], emit [E]); logits [E, vocab].
+    """Call a causal LM on a flattened batch (ids and positions [T], emit [E]); logits [E, vocab].
 
     A backend without graphs or other tricks has this as its whole `forward`.
     """
-    out = model(
-        input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=emit, paged=paged
-    )
+    out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, logits_to_keep=emit, paged=paged)
     logits: Tensor = out.logits[0]
     return logits
 

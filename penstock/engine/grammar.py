@@ -1,0 +1,93 @@
+"""Output that must match a grammar: JSON schemas, regular expressions and Lark grammars, through llguidance.
+
+The front makes and checks grammars here, the engine follows them. No tensors: a mask is an array of booleans.
+"""
+
+import json
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
+
+
+def from_json_schema(schema: dict[str, Any]) -> str:
+    """The grammar of JSON values that fit the schema. Raises ValueError if the schema cannot be honoured."""
+    return _checked(LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+
+
+def from_regex(regex: str) -> str:
+    """The grammar of texts that the regular expression matches whole. Raises ValueError if it is not valid."""
+    return _checked(LLMatcher.grammar_from_regex(regex))
+
+
+def from_lark(lark: str) -> str:
+    """The grammar that a Lark text describes. Raises ValueError if it is not valid."""
+    return _checked(LLMatcher.grammar_from_lark(lark))
+
+
+def _checked(grammar: str) -> str:
+    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    if failed:
+        raise ValueError(messages[0])
+    return grammar
+
+
+class GrammarState:
+    """Where one job's output stands in its grammar."""
+
+    def __init__(self, matcher: LLMatcher, vocab: int) -> None:
+        self._matcher = matcher
+        self._vocab = vocab
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Which tokens may come next, [vocab]."""
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        bits = np.unpackbits(mask, count=self._vocab, bitorder="little")
+        return bits.view(np.bool_)
+
+    def accept(self, token: int) -> str:
+        """Go on by one token; what is wrong with it, or ""."""
+        return "" if self._matcher.consume_token(token) else self._matcher.get_error() or "rejected"
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+
+class Grammars:
+    """Compiles grammars for one vocabulary; the last ones are kept, since requests often share a schema."""
+
+    def __init__(self, folder: Path, vocab: int, eos_token_ids: list[int], kept: int = 64) -> None:
+        self._folder = folder
+        self._vocab = vocab
+        self._eos = eos_token_ids
+        self._kept = kept
+        self._tokenizer: LLTokenizer | None = None
+        self._fresh: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    def start(self, grammar: str) -> GrammarState:
+        """The state before any output. Raises ValueError if the grammar or the tokenizer cannot be used."""
+        if grammar not in self._fresh:
+            self._fresh[grammar] = self._compile(grammar)
+            if len(self._fresh) > self._kept:
+                self._fresh.popitem(last=False)
+        self._fresh.move_to_end(grammar)
+        return GrammarState(self._fresh[grammar].deep_copy(), self._vocab)
+
+    def _compile(self, grammar: str) -> LLMatcher:
+        matcher = LLMatcher(self._load(), grammar, log_level=0)
+        if matcher.is_error():
+            raise ValueError(f"grammar: {matcher.get_error()}")
+        return matcher
+
+    def _load(self) -> LLTokenizer:
+        if self._tokenizer is None:
+            path = self._folder / "tokenizer.json"
+            if not path.is_file():
+                raise ValueError(f"grammar: {self._folder} has no tokenizer.json, which structured output needs")
+            self._tokenizer = LLTokenizer(str(path), n_vocab=self._vocab, eos_token=self._eos or None)
+        return self._tokenizer

@@ -1,0 +1,38 @@
+"""What can be chosen about an engine. No tensors: the front and the command line read this too."""
+
+import msgspec
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to load a model and how much memory its KV may have."""
+
+    #: A local folder, or a hub id.
+    model: str
+    #: Where a hub id is downloaded to; "" is the hub's own cache.
+    download_dir: str = ""
+    #: "auto" reads the safetensors; "dummy" draws random weights from `seed` (for performance work).
+    load_format: str = "auto"
+    #: "auto" is the checkpoint's own; or float32, bfloat16, float16, float64.
+    dtype: str = "auto"
+    #: "auto" is cuda where there is one, else cpu.
+    device: str = "auto"
+    #: How steps are run: "plain" is the slow reference; "auto" the fastest for the device.
+    backend: str = "auto"
+    #: The most tokens, prompt and output, of a job; None is what the model was made for.
+    max_len: int | None = None
+    #: Memory for KV pages; None is a quarter of what is free, and no more than 256 jobs of `max_len` need.
+    kv_bytes: int | None = None
+    #: Number of KV pages, instead of `kv_bytes`.
+    pages: int | None = None
+    page_tokens: int = 16
+    block_tokens: int = 64
+    #: Threads of the CPU; None is all cores that this process may use.
+    threads: int | None = None
+    #: Of dummy weights.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.page_tokens < 1 or self.block_tokens % self.page_tokens:
+            raise ValueError(f"block_tokens {self.block_tokens} must be a multiple of page_tokens {self.page_tokens}")
+        if self.load_format not in ("auto", "dummy"):
+            raise ValueError(f"load_format {self.load_format!r}: choose auto or dummy")

@@ -1,0 +1,178 @@
+"""The engine with tensors: a transformers model, its pages, and the jobs that run on it.
+
+The core decides what runs and counts pages; here tokens are computed and sampled. One thread calls the verbs.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from penstock.core.step import Slice, StepPlan
+from penstock.engine.backend import Backend, Int64, Kv
+from penstock.engine.base import EngineInfo, Output
+from penstock.engine.batch import Piece, build
+from penstock.engine.grammar import Grammars, GrammarState
+from penstock.engine.params import Sampling
+from penstock.engine.pool import Pool, Table
+from penstock.engine.sampling import Pick, Row, sample
+
+
+class State:
+    """One job: its tokens, where it stands, how it samples."""
+
+    __slots__ = ("buffer", "computed", "finish", "grammar", "id", "known", "prompt", "row", "sampling", "table")
+
+    def __init__(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
+        self.id = job
+        self.prompt = prompt
+        self.sampling = sampling
+        #: Tokens so far are buffer[:known]; there is room for all that may come.
+        self.buffer: Int64 = np.zeros(prompt + sampling.max_tokens, np.int64)
+        self.buffer[: len(tokens)] = tokens
+        self.known = len(tokens)
+        #: Positions whose KV is in the pages.
+        self.computed = 0
+        self.table: Table | None = None
+        self.grammar: GrammarState | None = None
+        #: Why the job ended.
+        self.finish: str | None = None
+
+    @property
+    def tokens(self) -> Int64:
+        return self.buffer[: self.known]
+
+
+class TransformersEngine:
+    """One model replica with its KV pool; see `base.Engine` for the verbs."""
+
+    def __init__(
+        self, model: nn.Module, backend: Backend, kv: Kv, pool: Pool, info: EngineInfo, grammars: Grammars
+    ) -> None:
+        self.info = info
+        self._model = model
+        self._backend = backend
+        self._kv = kv
+        self._pool = pool
+        self._grammars = grammars
+        self._jobs: dict[int, State] = {}
+
+    def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
+        check(tokens, prompt, sampling, self.info)
+        state = State(job, tokens, prompt, sampling)
+        if sampling.grammar:
+            state.grammar = self._grammars.start(sampling.grammar)
+            for token in tokens[prompt:]:
+                if wrong := state.grammar.accept(token):
+                    raise ValueError(f"delivered tokens do not fit the grammar: {wrong}")
+        self._jobs[job] = state
+
+    def bind(self, job: int, keys: tuple[int, ...]) -> None:
+        state = self._jobs[job]
+        state.table = self._pool.bind(keys)
+        state.computed = len(keys) * self.info.block_tokens
+
+    def share(self, job: int, key: int) -> None:
+        table = self._jobs[job].table
+        assert table is not None, f"job {job} shares a block before it is bound"
+        self._pool.share(table, key)
+
+    def evict(self, key: int) -> None:
+        self._pool.evict(key)
+
+    def release(self, job: int, forget: bool) -> None:
+        state = self._jobs[job]
+        if state.table is not None:
+            self._pool.release(state.table)
+        state.table, state.computed = None, 0
+        if forget:
+            del self._jobs[job]
+
+    def used(self) -> int:
+        return self._pool.used()
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> list[Output]:
+        work, outputs = self._select(plan)
+        if not work:
+            return outputs
+        pieces = [self._piece(state, count) for state, count in work]
+        logits = self._backend.forward(self._model, build(pieces, self._pool.tables, self._pool.page_tokens), self._kv)
+        emitting = [state for (state, _), piece in zip(work, pieces, strict=True) if piece.emit]
+        picks = dict(zip((s.id for s in emitting), self._sample(logits, emitting), strict=True))
+        for state, count in work:
+            state.computed += count
+            if state.id in picks:
+                outputs.append(self._emit(state, count, picks[state.id]))
+        return outputs
+
+    def _select(self, plan: StepPlan) -> tuple[list[tuple[State, int]], list[Output]]:
+        """What can be executed, jobs of one position first, and word of what cannot."""
+        work, outputs = [], []
+        for piece in plan.slices:
+            state = self._jobs.get(piece.job)
+            count = executable(state, piece)
+            if state is not None and count:
+                work.append((state, count))
+            else:
+                outputs.append(Output(piece.job, 0, state.known - state.prompt if state else 0, []))
+        work.sort(key=lambda item: item[1] > 1)
+        return work, outputs
+
+    def _piece(self, state: State, count: int) -> Piece:
+        assert state.table is not None
+        end = state.computed + count
+        self._pool.grow(state.table, end)
+        emit = (count - 1,) if end == state.known else ()
+        return Piece(state.buffer[state.computed : end], state.computed, state.table.row, emit)
+
+    def _sample(self, logits: Tensor, states: list[State]) -> list[Pick]:
+        if not states:
+            return []
+        rows = [Row(s.sampling, s.tokens, s.prompt, self._ends(s.sampling), s.grammar) for s in states]
+        return sample(logits, rows)
+
+    def _ends(self, sampling: Sampling) -> list[int]:
+        return sampling.stop_token_ids + ([] if sampling.ignore_eos else self.info.eos_token_ids)
+
+    def _emit(self, state: State, executed: int, pick: Pick) -> Output:
+        index = state.known - state.prompt
+        if pick.error:
+            state.finish = f"error:{pick.error}"
+            return Output(state.id, executed, index, [], None, state.finish)
+        state.buffer[state.known] = pick.token
+        state.known += 1
+        state.finish = self._finish(state, pick.token)
+        logprobs = None if pick.logprobs is None else [pick.logprobs]
+        return Output(state.id, executed, index, [pick.token], logprobs, state.finish)
+
+    def _finish(self, state: State, token: int) -> str | None:
+        """Why the job ends with this token, if it does."""
+        sampling, grammar = state.sampling, state.grammar
+        if grammar is not None and (wrong := grammar.accept(token)):
+            return f"error:grammar: {wrong}"
+        if token in self.info.eos_token_ids and not sampling.ignore_eos:
+            return "stop"
+        if token in sampling.stop_token_ids:
+            return f"stop:{token}"
+        if grammar is not None and grammar.complete:
+            return "stop"
+        return "length" if state.known == len(state.buffer) else None
+
+
+def executable(state: State | None, piece: Slice) -> int:
+    """How many positions of the slice can be executed now."""
+    if state is None or state.finish is not None or state.table is None or piece.start != state.computed:
+        return 0
+    return max(0, min(piece.count, state.known - piece.start))
+
+
+def check(tokens: list[int], prompt: int, sampling: Sampling, info: EngineInfo) -> None:
+    """Raise ValueError if the engine cannot honour such a job."""
+    if not 1 <= prompt <= len(tokens) < prompt + sampling.max_tokens <= info.max_len:
+        raise ValueError(
+            f"{prompt} prompt tokens, {len(tokens) - prompt} of at most {sampling.max_tokens} delivered: "
+            f"a job needs a prompt, something left to do, and no more than {info.max_len} tokens in all"
+        )
+    named = [*tokens, *sampling.logit_bias, *sampling.stop_token_ids]
+    if min(named) < 0 or max(named) >= info.vocab:
+        raise ValueError(f"token ids run from 0 to {info.vocab - 1}")

@@ -1,0 +1,101 @@
+"""From options to an engine that is ready: find, load, probe, make room. Says on the way what it is doing."""
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from penstock.engine import load, probe
+from penstock.engine.backend import Backend, Kv
+from penstock.engine.base import EngineInfo
+from penstock.engine.grammar import Grammars
+from penstock.engine.hub import resolve
+from penstock.engine.options import EngineOptions
+from penstock.engine.plain import Plain
+from penstock.engine.pool import Pool
+from penstock.engine.runner import TransformersEngine
+
+#: Jobs of the greatest length that KV memory is made for where nobody says how much to take.
+_JOBS = 256
+
+
+def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda text: None) -> TransformersEngine:
+    """Load a model and make it ready. Raises Unsupported (a ValueError) if it cannot be served, FileNotFoundError if
+    it is not there, ValueError if the options cannot be met; each says what to change."""
+    threads = options.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    say(f"loading {options.model}")
+    folder = resolve(options.model, options.download_dir, weights=options.load_format != "dummy")
+    config = load.load_config(folder)
+    model = load.load_model(folder, config, options)
+    max_len = load.max_len(config, options.max_len)
+    say("checking that its attention is supported")
+    probe.check_config(model, config, max_len)
+    shape = probe.inspect(model, config, max_len)
+    device, dtype = probe.device_of(model), probe.dtype_of(model)
+    pages = _page_count(options, shape, max_len, device, dtype.itemsize)
+    max_len = min(max_len, pages * options.page_tokens)
+    vocab = config.get_text_config().vocab_size
+    prompts = probe.prompts(config, vocab, max_len)
+    expected = probe.reference(model, prompts)
+    backend = choose_backend(options.backend, device)
+    backend.prepare(model)
+    kv = make_kv(shape, pages, options.page_tokens, device, dtype)
+    pool = Pool(pages, options.page_tokens, options.block_tokens, max_len)
+    probe.verify(model, backend, kv, pool, prompts, expected)
+    info = EngineInfo(
+        model=options.model,
+        vocab=vocab,
+        max_len=max_len,
+        pages=pages,
+        page_tokens=options.page_tokens,
+        block_tokens=options.block_tokens,
+        kv_bytes_per_token=_token_bytes(shape, dtype.itemsize),
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(device),
+        threads=threads,
+        eos_token_ids=load.eos_token_ids(model),
+        notes=[f"backend {backend.name}"],
+    )
+    return TransformersEngine(model, backend, kv, pool, info, Grammars(folder, vocab, info.eos_token_ids))
+
+
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """The named backend; `auto` is the fastest for the device."""
+    if name == "plain":
+        return Plain(device)
+    if name == "auto":
+        return Plain(device)
+    raise ValueError(f"backend {name!r}: choose auto or plain")
+
+
+def make_kv(shape: probe.Shape, pages: int, page_tokens: int, device: torch.device, dtype: torch.dtype) -> Kv:
+    """Tensors for so many pages and the null page, zero at first."""
+    keys, values = (
+        torch.zeros(shape.layers, pages + 1, shape.kv_heads, page_tokens, dim, device=device, dtype=dtype)
+        for dim in (shape.head_dim, shape.value_dim)
+    )
+    return Kv(keys, values)
+
+
+def _token_bytes(shape: probe.Shape, itemsize: int) -> int:
+    return shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim) * itemsize
+
+
+def _page_count(options: EngineOptions, shape: probe.Shape, max_len: int, device: torch.device, itemsize: int) -> int:
+    page_bytes = _token_bytes(shape, itemsize) * options.page_tokens
+    pages = options.pages
+    if pages is None and options.kv_bytes is not None:
+        pages = options.kv_bytes // page_bytes
+    if pages is None:
+        pages = min(_free_bytes(device) // 4 // page_bytes, _JOBS * -(-max_len // options.page_tokens))
+    if pages * options.page_tokens < 2 * options.block_tokens:
+        raise ValueError(f"{pages} KV pages of {page_bytes} bytes are too few; give kv_bytes or pages more")
+    return pages
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
