@@ -30,8 +30,17 @@ HEAD_DIM_MAX = 256
 #: The least side that a tensor core's tile has.
 ROWS_MIN = 16
 
-# Triton's decorator has no types; a kernel is launched as kernel[grid](...), which Any allows.
-_jit: Callable[[Callable[..., None]], Any] = triton.jit
+# Multiply-add as one rounding; Triton 3.10 turns it off where it is not asked for.
+FUSED = {"enable_fp_fusion": True}
+
+
+def _kernel(varying: list[str]) -> Callable[[Callable[..., None]], Any]:
+    """Triton's decorator, which has no types; a kernel is launched as kernel[grid](...). Arguments in `varying` differ
+    from step to step: a variant for each of their values or alignments would be compiled while requests wait."""
+    decorator: Callable[[Callable[..., None]], Any] = triton.jit(
+        do_not_specialize=varying, do_not_specialize_on_alignment=varying
+    )
+    return decorator
 
 
 @dataclass(frozen=True)
@@ -45,20 +54,25 @@ class Batch:
     #: [J, pages] pages of the job in order. Entries beyond the context are not read.
     tables: Tensor
     decodes: int
-    #: [tiles, 2] of (job, first query), from `tile_queries`: the queries of the jobs after `decodes`.
+    #: [tiles, 2] of (job, first query): the queries of the jobs after `decodes`, from `tile_queries` with
+    #: tile_rows(...) // group queries to a tile.
     tiles: Tensor
 
 
-def tile_rows(group: int, itemsize: int) -> int:
-    """Rows (queries x the heads of a group) of a tile of several queries; `itemsize` in bytes."""
-    return max(128 if itemsize == 2 else 32, next_power(group))
+def tile_rows(q: Tensor, group: int) -> int:
+    """Rows (queries x the `group` heads of a KV head) of a tile of several queries q [tokens, heads, head_dim]. A tile
+    of 16-bit numbers with its keys and values fits the shared memory of an Ampere or Ada chip: less than 99 KiB."""
+    rows = 32 if q.element_size() > 2 else 64 if q.shape[2] > 128 else 128
+    return max(rows, next_power(group))
 
 
-def tile_queries(query_start: Int32, decodes: int, group: int, itemsize: int) -> Int32:
-    """`Batch.tiles`. A job's late tiles see more keys and come first, so that the last to start are the short ones."""
-    step = tile_rows(group, itemsize) // group
+def tile_queries(query_start: Int32, decodes: int, queries: int) -> Int32:
+    """`Batch.tiles`, so many queries each, on the host. A job's late tiles see more keys and come first, so that the
+    last to start are the short ones."""
     lengths = np.diff(query_start)[decodes:].tolist()
-    tiles = [(job, first) for job, length in enumerate(lengths, decodes) for first in reversed(range(0, length, step))]
+    tiles = [
+        (job, first) for job, length in enumerate(lengths, decodes) for first in reversed(range(0, length, queries))
+    ]
     return np.array(tiles, np.int32).reshape(-1, 2)
 
 
@@ -80,7 +94,7 @@ def paged_attention(
     if batch.decodes:
         _attend_singles(q, keys, values, batch, scale, splits, causal, out, lse)
     if len(batch.tiles):
-        rows = tile_rows(q.shape[1] // keys.shape[1], q.element_size())
+        rows = tile_rows(q, q.shape[1] // keys.shape[1])
         grid = (len(batch.tiles), keys.shape[1], 1)
         _launch(grid, q, keys, values, batch, scale, rows, False, causal, out[None], lse[None])
     return out, lse
@@ -98,7 +112,7 @@ def write_pages(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, slots: Tenso
         k, v, keys, values, slots, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         KV_HEADS=kv_heads, BLOCK_H=next_power(kv_heads), PAGE_TOKENS=page_tokens,
         HEAD_DIM=head_dim, BLOCK_D=next_power(head_dim), VALUE_DIM=value_dim, BLOCK_V=next_power(value_dim),
-        num_warps=4,
+        num_warps=4, **FUSED,
     )  # fmt: skip
 
 
@@ -146,6 +160,7 @@ def _attend_singles(
     _merge[(batch.decodes, heads)](
         outs, lses, out, lse, heads, lses.stride(0),
         VALUE_DIM=value_dim, BLOCK_V=next_power(value_dim), SPLITS=splits, BLOCK_S=next_power(splits), num_warps=1,
+        **FUSED,
     )  # fmt: skip
 
 
@@ -159,20 +174,20 @@ def _launch(
     group, value_dim, short = q.shape[1] // kv_heads, values.shape[3], q.element_size() == 2
     _attend[grid](
         q, keys, values, out, lse, batch.tiles, batch.query_start, batch.contexts, batch.tables,
-        scale * math.log2(math.e), q.stride(0), q.stride(1), batch.tables.stride(0), out.stride(0), lse.stride(0),
+        scale * math.log2(math.e), q.stride(0), q.stride(1), batch.tables.stride(0), lse.stride(0),
         KV_HEADS=kv_heads, GROUP=group, PAGE_TOKENS=page_tokens, HEAD_DIM=head_dim, VALUE_DIM=value_dim,
         BLOCK_D=max(ROWS_MIN, next_power(head_dim)), BLOCK_V=max(ROWS_MIN, next_power(value_dim)),
-        BLOCK_M=rows, BLOCK_N=64 if short else 32, SINGLE=single, CAUSAL=causal, SPLITS=grid[2],
+        BLOCK_M=rows, BLOCK_N=64 if short and head_dim <= 128 else 32, SINGLE=single, CAUSAL=causal, SPLITS=grid[2],
         # TF32 would keep ten bits of a float32.
         PRECISION="tf32" if short else "ieee",
-        num_warps=8 if rows >= 128 else 4, num_stages=2,
+        num_warps=8 if rows >= 128 else 4, num_stages=2, **FUSED,
     )  # fmt: skip
 
 
-@_jit
+@_kernel(["tiles_ptr", "query_start_ptr", "contexts_ptr", "tables_ptr", "table_stride", "split_stride"])
 def _attend(  # type: ignore[no-untyped-def]
     q_ptr, keys_ptr, values_ptr, out_ptr, lse_ptr, tiles_ptr, query_start_ptr, contexts_ptr, tables_ptr,
-    scale_log2, q_token_stride, q_head_stride, table_stride, out_split_stride, lse_split_stride,
+    scale_log2, q_token_stride, q_head_stride, table_stride, split_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SINGLE: tl.constexpr, CAUSAL: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
@@ -237,14 +252,13 @@ def _attend(  # type: ignore[no-untyped-def]
     none = total == 0.0
     some = tl.where(none, 1.0, total)
     lse = tl.where(none, float("-inf"), (top + tl.log2(some)) * 0.6931471805599453)
-    at = token * (KV_HEADS * GROUP) + head
-    out_at = split.to(tl.int64) * out_split_stride + at[:, None] * VALUE_DIM + v_dim[None, :]
+    at = split.to(tl.int64) * split_stride + token * (KV_HEADS * GROUP) + head
     result = (result / some[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + out_at, result, mask=row_ok[:, None] & v_dim_ok[None, :])
-    tl.store(lse_ptr + split.to(tl.int64) * lse_split_stride + at, lse, mask=row_ok)
+    tl.store(out_ptr + at[:, None] * VALUE_DIM + v_dim[None, :], result, mask=row_ok[:, None] & v_dim_ok[None, :])
+    tl.store(lse_ptr + at, lse, mask=row_ok)
 
 
-@_jit
+@_kernel(["split_stride"])
 def _merge(  # type: ignore[no-untyped-def]
     outs_ptr, lses_ptr, out_ptr, lse_ptr, heads, split_stride,
     VALUE_DIM: tl.constexpr, BLOCK_V: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -268,7 +282,7 @@ def _merge(  # type: ignore[no-untyped-def]
     tl.store(lse_ptr + at, tl.where(none, float("-inf"), base + tl.log2(some) * 0.6931471805599453))
 
 
-@_jit
+@_kernel(["slots_ptr"])
 def _write(  # type: ignore[no-untyped-def]
     k_ptr, v_ptr, keys_ptr, values_ptr, slots_ptr, k_token_stride, k_head_stride, v_token_stride, v_head_stride,
     KV_HEADS: tl.constexpr, BLOCK_H: tl.constexpr, PAGE_TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -276,7 +290,7 @@ def _write(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """One token, all its KV heads."""
     token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + token)
+    slot = tl.load(slots_ptr + token).to(tl.int64)
     head = tl.arange(0, BLOCK_H)[:, None]
     dim, v_dim = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_V)[None, :]
     ok, v_ok = (head < KV_HEADS) & (dim < HEAD_DIM), (head < KV_HEADS) & (v_dim < VALUE_DIM)
