@@ -23,9 +23,7 @@ def arrivals(kind: str, count: int, rate: float, *, cv: float = 1.0, seed: int =
     if kind not in KINDS or kind == "trace":
         raise ValueError(f"arrivals {kind!r}: must be one of {', '.join(KINDS[:-1])}")
     if rate <= 0 or cv <= 0:
-        raise ValueError(
-            f"the request rate ({rate:g}) and the coefficient of variation ({cv:g}) must be positive"
-        )
+        raise ValueError(f"the request rate ({rate:g}) and the coefficient of variation ({cv:g}) must be positive")
     if kind == "closed" or rate == float("inf"):
         return np.zeros(count)
     if kind == "constant":

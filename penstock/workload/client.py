@@ -1,0 +1,213 @@
+"""Sends requests to an OpenAI-compatible server when they are due, and notes when each token comes back.
+
+One process, one event loop. It measures how late it is itself, since a late client passes its own delay
+off as the server's: how long after its due time each request was sent, and how late a timer fires. It
+judges nothing: what a reply is worth is for `penstock.metrics`.
+"""
+
+import asyncio
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from penstock.workload.stream import Answer, ServerError, message_of
+
+#: An answer that takes longer has failed.
+ANSWER_S_MAX = 6 * 3600
+#: A cancelled request that waits for no token is given up after this long.
+GIVE_UP_S = 0.02
+#: Below the 5 s after which uvicorn closes idle connections: a request sent into a closing one is lost.
+KEEP_ALIVE_S = 2.0
+PROBE_S = 0.01
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A request ready to be sent: `body` is the JSON, due `due_ns` after the start of the run."""
+
+    index: int
+    due_ns: int
+    body: bytes
+    headers: dict[str, str] = {}
+    #: Hang up after this many deliveries; None: never.
+    cancel_after: int | None = None
+
+
+class Reply(msgspec.Struct):
+    """What became of a call. Times are ns after the start of the run."""
+
+    index: int
+    #: When it was to be sent: its arrival, or when a slot became free if that was later.
+    due_ns: int
+    sent_ns: int = 0
+    end_ns: int = 0
+    #: When tokens came, and how many each time (see `stream`).
+    times_ns: list[int] = []
+    counts: list[int] = []
+    #: None where the server did not tell.
+    prompt_tokens: int | None = None
+    #: HTTP status; 0 where there was no answer.
+    status: int = 0
+    #: completed, dropped (503, or the server says so), rejected (429), failed, cancelled (by this client)
+    outcome: str = "failed"
+    error: str = ""
+    #: Text of each delivery, where asked for.
+    pieces: list[str] = []
+
+
+class Client:
+    """Sends calls to one URL. `on_done` is called with each reply as it ends."""
+
+    def __init__(
+        self,
+        url: str,
+        headers: dict[str, str] | None = None,
+        *,
+        max_concurrency: int | None = None,
+        keep_text: bool = False,
+        on_done: Callable[[Reply], object] = lambda reply: None,
+    ) -> None:
+        self._url = url
+        self._headers = {"Content-Type": "application/json"} | (headers or {})
+        self._max_concurrency = max_concurrency
+        self._keep_text = keep_text
+        self._on_done = on_done
+        self._open: set[asyncio.Task[None]] = set()
+        self._sender: asyncio.Task[None] | None = None
+        self.start_ns = 0
+        self.replies: list[Reply] = []
+        #: How late each tick of a 10 ms timer was, in ns.
+        self.loop_lag_ns: list[int] = []
+
+    async def run(self, calls: Iterable[Call], *, duration_s: float | None = None) -> list[Reply]:
+        """Send the calls, in the order given, until all are answered; none is sent later than `duration_s`.
+
+        Calls are taken from the iterable one ahead of time. Replies come in the order in which they ended.
+        """
+        limit_ns = None if duration_s is None else int(duration_s * 1e9)
+        async with self._connect() as self._session:
+            with _no_gc_pauses():
+                self.start_ns = time.perf_counter_ns()
+                probe = asyncio.create_task(self._probe())
+                self._sender = asyncio.create_task(self._send_all(calls, limit_ns))
+                await asyncio.wait([self._sender])
+                while self._open:
+                    await asyncio.wait(self._open)
+                probe.cancel()
+        return self.replies
+
+    def stop(self) -> None:
+        """Send no more, and hang up on what is open: those count as cancelled."""
+        for task in (self._sender, *self._open):
+            if task is not None:
+                task.cancel()
+
+    def _connect(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+        timeout = aiohttp.ClientTimeout(total=ANSWER_S_MAX)
+        return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
+
+    def _now(self) -> int:
+        return time.perf_counter_ns() - self.start_ns
+
+    async def _send_all(self, calls: Iterable[Call], limit_ns: int | None) -> None:
+        # A slot is the time since when it has been free.
+        slots: asyncio.Queue[int] | None = None
+        if self._max_concurrency is not None:
+            slots = asyncio.Queue()
+            for _ in range(self._max_concurrency):
+                slots.put_nowait(0)
+        for call in calls:
+            if (wait_ns := call.due_ns - self._now()) > 0:
+                await asyncio.sleep(wait_ns / 1e9)
+            due_ns = max(call.due_ns, await slots.get()) if slots else call.due_ns
+            if limit_ns is not None and due_ns >= limit_ns:
+                return
+            task = asyncio.create_task(self._one(call, due_ns, slots))
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+
+    async def _one(self, call: Call, due_ns: int, slots: asyncio.Queue[int] | None) -> None:
+        reply = Reply(index=call.index, due_ns=due_ns, sent_ns=self._now())
+        answer = Answer(self._keep_text)
+        try:
+            async with asyncio.timeout(GIVE_UP_S if call.cancel_after == 0 else None):
+                await self._exchange(call, reply, answer)
+        except ServerError as error:
+            reply.outcome, reply.error = outcome_of(error.code, str(error)), str(error)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            reply.error = f"{type(error).__name__}: {error}"
+            if isinstance(error, TimeoutError) and call.cancel_after == 0:
+                reply.outcome, reply.error = "cancelled", ""
+        except asyncio.CancelledError:
+            reply.outcome = "cancelled"
+        finally:
+            self._close(reply, answer)
+            if slots:
+                slots.put_nowait(reply.end_ns)
+
+    async def _exchange(self, call: Call, reply: Reply, answer: Answer) -> None:
+        async with self._session.post(self._url, data=call.body, headers=call.headers) as response:
+            reply.status = response.status
+            if response.status != 200:
+                raise ServerError(response.status, message_of(await response.read()))
+            async for data in response.content.iter_any():
+                answer.feed(data, self._now())
+                if call.cancel_after is not None and len(answer.times) >= call.cancel_after:
+                    response.close()
+                    reply.outcome = "cancelled"
+                    return
+        if not answer.done:
+            raise ValueError("the stream ended before the answer did")
+        reply.outcome = "completed"
+
+    def _close(self, reply: Reply, answer: Answer) -> None:
+        reply.end_ns = self._now()
+        reply.times_ns, reply.counts = answer.settle()
+        reply.pieces = answer.pieces
+        if answer.usage is not None:
+            reply.prompt_tokens = answer.usage.prompt_tokens
+        self.replies.append(reply)
+        self._on_done(reply)
+
+    async def _probe(self) -> None:
+        while True:
+            before_ns = self._now()
+            await asyncio.sleep(PROBE_S)
+            self.loop_lag_ns.append(self._now() - before_ns - int(PROBE_S * 1e9))
+
+
+def outcome_of(status: int, message: str) -> str:
+    """What an error means: 429 is rejected; 503, 529 or a message that says so, dropped; the rest,
+    failed."""
+    if status == 429:
+        return "rejected"
+    return "dropped" if status in (503, 529) or "dropped" in message.lower() else "failed"
+
+
+def run(main: Any) -> Any:
+    """Run a coroutine on uvloop where it is installed: half the time a chunk of asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+@contextlib.contextmanager
+def _no_gc_pauses() -> Iterator[None]:
+    """A full collection over the objects of a thousand streams stops the loop for tens of ms, so none
+    happens."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
