@@ -6,6 +6,7 @@ account: what there is no room for is refused.
 
 from bisect import insort
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 import msgspec
 
@@ -59,8 +60,9 @@ class Batch:
         self.limits = limits
         #: Positions that the step may still take.
         self.budget = limits.max_num_batched_tokens
-        #: Job -> (first position, count), in the order granted.
-        self.slices: dict[Job, Slice] = {}
+        #: What has been granted, in order, and to whom: two parallel lists.
+        self.slices: list[Slice] = []
+        self.jobs: list[Job] = []
         #: Why work that could run is left out, if the policy does that on purpose.
         self.reason = ""
         self.commands: list[InstanceCommand] = []
@@ -87,33 +89,37 @@ class Batch:
         and got nothing: those that want more than one position, need a page, or found the budget used up.
         """
         rest: list[Job] = []
-        slices, left = self.slices, self.budget
-        for job in self._running.values():
+        take, grant = self.jobs.append, self.slices.append
+        running = iter(self._running.values())
+        for job in islice(running, self.budget):
             start = job.planned
-            if start < job.room and start + 1 >= job.known and left > 0:
+            if start < job.room and start + 1 >= job.known:
                 if start < job.total:
                     job.planned = start + 1
-                    left -= 1
-                    slices[job] = Slice(job.id, start, 1)
+                    take(job)
+                    grant(Slice(job.id, start, 1))
             elif start < job.total:
                 rest.append(job)
-        self.budget = left
+        self.budget -= len(self.slices)
+        rest.extend(running)
         return rest
 
     def add(self, job: Job, most: int) -> int:
-        """Plan up to `most` more positions of a running job, within the budget and the pages there are.
+        """Plan up to `most` more positions of a running job that this step has none of yet, within the budget and the
+        pages there are.
 
         Returns the number granted: 0 if it wants none, the budget is used up, or there is not one more page.
         """
         count = min(most, job.wants, self.budget)
-        if count <= 0 or job in self.slices or not self.holds(job):
+        if count <= 0 or not self.holds(job):
             return 0
         need = self.pages.missing(job, job.planned + count)
         if need and not self.pages.grow(job, need):
             count = min(count, job.room + self.pages.available * self.pages.page_tokens - job.planned)
             if count <= 0 or not self.pages.grow(job, self.pages.missing(job, job.planned + count)):
                 return 0
-        self.slices[job] = Slice(job.id, job.planned, count)
+        self.jobs.append(job)
+        self.slices.append(Slice(job.id, job.planned, count))
         job.planned += count
         self.budget -= count
         return count
@@ -154,10 +160,11 @@ class Batch:
         return self.add(job, count)
 
     def preempt(self, job: Job) -> None:
-        """Take a running job's pages; it waits again and will recompute. Its slice of this step, if any, is withdrawn."""
-        piece = self.slices.pop(job, None)
-        if piece is not None:
-            self.budget += piece.count
+        """Take a running job's pages; it waits again and will recompute. A slice of this step is withdrawn."""
+        if job in self.jobs:
+            at = self.jobs.index(job)
+            del self.jobs[at]
+            self.budget += self.slices.pop(at).count
         del self._running[job.id]
         self.pages.release(job)
         self.commands.append(Release(job.id, False))

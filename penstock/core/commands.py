@@ -12,15 +12,15 @@ from penstock.core.step import StepPlan
 
 
 class Bind(msgspec.Struct, frozen=True, array_like=True, tag="bind"):
-    """The job starts (again), with the shared blocks `keys` as its first positions. Its other pages come as it grows."""
+    """The job starts (again), with the shared blocks `keys` as its first positions; it gets others as it grows."""
 
     job: int
     keys: tuple[int, ...]
 
 
 class Share(msgspec.Struct, frozen=True, array_like=True, tag="share"):
-    """The first block that the job does not share yet becomes the pool's block `key`; where that exists already, the job
-    uses it and its own copy is free."""
+    """The first block that the job does not share yet becomes the pool's block `key`; where there is one already, the
+    job uses that and its own copy is free."""
 
     job: int
     key: int

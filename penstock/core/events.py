@@ -71,7 +71,7 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):
 class Load(msgspec.Struct, frozen=True, array_like=True):
     """What an instance says of itself. As old as the message that brings it."""
 
-    #: Submissions seen since the instance started: the cluster's ledger knows by it which dispatches are still under way.
+    #: Submissions seen since the instance started: tells the cluster's ledger which dispatches are still under way.
     seen: int = 0
     waiting: int = 0
     running: int = 0

@@ -39,15 +39,24 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Step:
-    """A step in flight."""
+    """A step in flight: two parallel lists, the jobs and their slices."""
 
-    __slots__ = ("report", "slices", "stale")
+    __slots__ = ("jobs", "report", "slices", "stale")
 
-    def __init__(self, slices: dict[Job, Slice]) -> None:
+    def __init__(self, jobs: list[Job], slices: list[Slice]) -> None:
+        self.jobs = jobs
         self.slices = slices
         #: Slices of jobs preempted since: their tokens count, their pages are gone.
         self.stale: dict[Job, Slice] = {}
         self.report: StepDone | StepFailed | None = None
+
+    def take(self, job: Job) -> Slice | None:
+        """Take a job's slice out, if it has one."""
+        if job not in self.jobs:
+            return None
+        at = self.jobs.index(job)
+        del self.jobs[at]
+        return self.slices.pop(at)
 
 
 class Instance:
@@ -105,7 +114,9 @@ class Instance:
         job = Job(spec, event.epoch)
         if self.pages.missing(job, job.total) > self.pages.pages:
             room = self.pages.pages * self.pages.page_tokens
-            reason = f"needs room for {job.total} tokens, the KV cache has {room}: shorten the prompt or lower max_tokens"
+            reason = (
+                f"needs room for {job.total} tokens, the KV cache has {room}: shorten the prompt or lower max_tokens"
+            )
             return self._turn_away(event, "rejected", reason, out)
         if len(self.waiting) >= self.config.limits.max_num_queued:
             return self._turn_away(event, "rejected", "queue full", out)
@@ -147,7 +158,7 @@ class Instance:
         """Account for an executed step: first what did not go as planned, then the ordinary rest in one pass."""
         for result in report.except_for:
             self._settle_exception(step, result, out)
-        for job, piece in step.slices.items():
+        for job, piece in zip(step.jobs, step.slices, strict=True):
             done = job.done = piece.start + piece.count
             if done >= job.known:
                 job.known = done + 1
@@ -160,12 +171,14 @@ class Instance:
             if piece.start + piece.count >= job.known:
                 job.known = piece.start + piece.count + 1
             self._unsettle(job)
+            if job.known > job.total:
+                self._end(job, "finished", out)
 
     def _settle_exception(self, step: Step, result: Executed, out: list[InstanceCommand]) -> None:
         job = self.jobs.get(result.job)
         if job is None:
             return
-        piece = step.slices.pop(job, None)
+        piece = step.take(job)
         stale = step.stale.pop(job, None)
         if piece is not None:
             job.done = piece.start + result.executed
@@ -178,14 +191,14 @@ class Instance:
             self._unsettle(job)
         else:
             return
-        if result.finish is not None or job.done >= job.total:
+        if result.finish is not None or job.known > job.total:
             failed = result.finish is not None and result.finish.startswith("error")
             self._end(job, "failed" if failed else "finished", out)
         elif piece is not None:
             self._share(job, out)
 
     def _fail(self, step: Step, report: StepFailed, out: list[InstanceCommand]) -> None:
-        for job in [*step.slices, *step.stale]:
+        for job in [*step.jobs, *step.stale]:
             if job.id in self.jobs:
                 out.append(End(job.id, job.epoch, "failed", report.error))
                 self._end(job, "failed", out)
@@ -197,7 +210,7 @@ class Instance:
     def _withdraw(self, job: Job) -> None:
         """Later slices of the job in flight do not count: they start where it does not stand."""
         for step in self.steps.values():
-            step.slices.pop(job, None)
+            step.take(job)
             step.stale.pop(job, None)
 
     def _unsettle(self, job: Job) -> None:
@@ -233,8 +246,8 @@ class Instance:
             self.pages.evicted.clear()
         if not batch.slices:
             return False
-        self.steps[self.next_step] = Step(batch.slices)
-        out.append(Run(StepPlan(self.next_step, list(batch.slices.values()))))
+        self.steps[self.next_step] = Step(batch.jobs, batch.slices)
+        out.append(Run(StepPlan(self.next_step, list(batch.slices))))
         self.next_step += 1
         return True
 
@@ -248,7 +261,7 @@ class Instance:
 
     def _make_stale(self, job: Job) -> None:
         for step in self.steps.values():
-            piece = step.slices.pop(job, None)
+            piece = step.take(job)
             if piece is not None:
                 step.stale[job] = piece
                 self.settling[job.id] = None

@@ -58,7 +58,20 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 class Job:
     """A job on an instance: its spec, its home's epoch, and a few integers."""
 
-    __slots__ = ("done", "epoch", "id", "keys", "known", "planned", "room", "share_at", "shared", "spec", "spans", "total")
+    __slots__ = (
+        "done",
+        "epoch",
+        "id",
+        "keys",
+        "known",
+        "planned",
+        "room",
+        "share_at",
+        "shared",
+        "spans",
+        "spec",
+        "total",
+    )
 
     def __init__(self, spec: JobSpec, epoch: int) -> None:
         self.spec = spec

@@ -38,7 +38,7 @@ def _pages_conserved(instance: Instance) -> None:
         for key in job.keys[: job.shared]:
             users[key] = users.get(key, 0) + 1
     assert users == {k: n for k, n in pages.users.items() if n}, "law 2: users of shared blocks are miscounted"
-    assert list(pages.idle) and set(pages.idle) == {k for k, n in pages.users.items() if not n} or not pages.idle, (
+    assert (list(pages.idle) and set(pages.idle) == {k for k, n in pages.users.items() if not n}) or not pages.idle, (
         "law 2: idle blocks are not those without users"
     )
     waiting = [job.id for job in instance.waiting.jobs if job.room or job.shared or job.planned]
@@ -56,7 +56,7 @@ def _in_flight_consistent(instance: Instance) -> None:
     assert len(instance.steps) <= instance.config.depth, "law 4: more steps in flight than depth"
     in_flight: dict[int, int] = {}
     for step in instance.steps.values():
-        for job, piece in step.slices.items():
+        for job, piece in zip(step.jobs, step.slices, strict=True):
             assert piece.start == job.done + in_flight.get(job.id, 0), f"law 4: {piece} does not follow {job}"
             in_flight[job.id] = in_flight.get(job.id, 0) + piece.count
     for job in instance.jobs.values():
@@ -70,5 +70,7 @@ def _work_conserved(instance: Instance) -> None:
 
 
 def _idle_is_empty(instance: Instance) -> None:
-    assert instance.pages.available == instance.pages.pages, "law 6: no job is here, but pages are neither free nor evictable"
+    assert instance.pages.available == instance.pages.pages, (
+        "law 6: no job is here, but pages are neither free nor evictable"
+    )
     assert not instance.settling, "law 6: no job is here, but some still settle"

@@ -62,10 +62,11 @@ class Slo(msgspec.Struct, frozen=True, array_like=True):
         return Slo(**targets)
 
     def resolve(self, idle_ttft_ns: int = 0, idle_tpot_ns: int = 0, idle_e2e_ns: int = 0) -> "Bounds":
+        """Bounds in ns, given the same request's latencies on an idle instance."""
         return Bounds(
-            self.ttft and self.ttft.resolve(idle_ttft_ns),
-            self.tpot and self.tpot.resolve(idle_tpot_ns),
-            self.e2e and self.e2e.resolve(idle_e2e_ns),
+            self.ttft.resolve(idle_ttft_ns) if self.ttft else None,
+            self.tpot.resolve(idle_tpot_ns) if self.tpot else None,
+            self.e2e.resolve(idle_e2e_ns) if self.e2e else None,
         )
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.core.batch import Limits, Order
+from penstock.core.cluster import Cluster, ClusterConfig
 from penstock.core.events import Load
 from penstock.core.instance import Compose, Instance, InstanceConfig
 from penstock.policies import fcfs, prefill_first, priority, splitfuse
@@ -44,3 +45,8 @@ def make_instance(config: InstanceConfig) -> Instance:
     """The instance that a configuration describes: live, simulated and replayed ones are all made here."""
     chosen = row(config.policy)
     return Instance(config, chosen.compose, chosen.order)
+
+
+def make_cluster(config: ClusterConfig) -> Cluster:
+    """The cluster core that a configuration describes."""
+    return Cluster(config, row(config.policy).place)

@@ -23,15 +23,15 @@ def splitfuse(batch: Batch, now: int) -> None:
 
 
 def fits(batch: Batch, job: Job) -> bool:
-    """Whether the peak of all running jobs and this one fits into the pool."""
-    return peak_pages([*batch.running, job], batch.pages.page_tokens) <= batch.pages.pages
+    """Whether the peak of all running jobs and this one fits into the pool. Alone, any job does."""
+    return not batch.running or peak_pages([*batch.running, job], batch.pages.page_tokens) <= batch.pages.pages
 
 
 def peak_pages(jobs: Iterable[Job], page_tokens: int) -> int:
     """The most pages that jobs hold at one time if each goes to its limit, one position a step.
 
-    LightLLM's estimate: sorted by what is left, longest first, the i jobs that outlast the i-th hold what they have and
-    have each grown by what the i-th has left. A page more for each covers partly filled ones.
+    LightLLM's estimate. Just before the job with the i-th most left ends, the i jobs that are still there hold what
+    they hold now and have each grown by what that one has left now. A page more for each covers partly filled ones.
     """
     peak = held = 0
     for count, job in enumerate(sorted(jobs, key=remaining, reverse=True), start=1):
