@@ -76,19 +76,18 @@ def check_config(model: nn.Module, config: PretrainedConfig, max_len: int) -> No
     """Raise Unsupported for what the configuration alone tells."""
     if getattr(model, "_is_stateful", False):
         raise Unsupported(f"model type {config.model_type!r} has recurrent state, which paged KV cannot hold")
-    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    for entry in [rope, *(v for v in rope.values() if isinstance(v, dict))]:
-        kind, original = entry.get("rope_type", ""), _original_len(config, entry)
-        if ("dynamic" in kind or kind == "longrope") and max_len > original:
-            raise Unsupported(
-                f"model type {config.model_type!r}: its {kind} position encoding changes for all sequences once one is "
-                f"longer than {original} tokens; serve it with max_len {original} or less"
-            )
-
-
-def _original_len(config: PretrainedConfig, rope: dict[str, Any]) -> int:
     text = config.get_text_config()
-    return int(rope.get("original_max_position_embeddings") or text.max_position_embeddings)
+    rope = getattr(text, "rope_parameters", None) or {}
+    for entry in [rope, *(v for v in rope.values() if isinstance(v, dict))]:
+        kind = entry.get("rope_type") or ""
+        if "dynamic" not in kind and kind != "longrope":
+            continue
+        original = entry.get("original_max_position_embeddings") or text.max_position_embeddings
+        if max_len > original:
+            raise Unsupported(
+                f"model type {config.model_type!r}: its {kind} position encoding changes for all sequences once one "
+                f"is longer than {original} tokens; serve it with max_len {original} or less"
+            )
 
 
 def inspect(model: nn.Module, config: PretrainedConfig, max_len: int) -> Shape:

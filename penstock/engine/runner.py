@@ -132,7 +132,7 @@ class TransformersEngine:
         return sample(logits, rows)
 
     def _ends(self, sampling: Sampling) -> list[int]:
-        return sampling.stop_token_ids + ([] if sampling.ignore_eos else self.info.eos_token_ids)
+        return sampling.stop_token_ids + self.info.eos_token_ids
 
     def _emit(self, state: State, executed: int, pick: Pick) -> Output:
         index = state.known - state.prompt

@@ -18,7 +18,7 @@ from penstock.engine.start import start_engine
 VOCAB = 96
 _COMMON = {
     "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
+    "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
 _GATED = _COMMON | {"intermediate_size": 96, "num_key_value_heads": 2}
 #: What a family's configuration has beyond the common; the class comes from the name.
@@ -91,9 +91,7 @@ class Driver:
 
     def step(self, counts: dict[int, int]) -> list[Output]:
         """One step with at most so many positions of each job."""
-        slices = [
-            Slice(job, self.done[job], min(n, self.known[job] - self.done[job])) for job, n in counts.items()
-        ]
+        slices = [Slice(job, self.done[job], min(n, self.known[job] - self.done[job])) for job, n in counts.items()]
         self.last = self.engine.run(StepPlan(self.seq, slices))
         self.seq += 1
         reported = {out.job: out for out in self.last}
