@@ -134,17 +134,17 @@ def _objections(notes: Notes, layers: int, max_len: int) -> list[tuple[bool, str
     ]
 
 
-def prompts(config: PretrainedConfig, vocab: int, max_len: int) -> list[Int64]:
-    """Two prompts, the first longer than any window that matters."""
+def prompts(config: PretrainedConfig, vocab: int, max_len: int, room: int) -> list[Int64]:
+    """Two prompts, the first longer than any window that matters; together they fit in `room` positions of pages."""
     text = config.get_text_config()
     windows = [getattr(text, name, None) for name in _WINDOWS]
     longest = max([w for w in windows if isinstance(w, int) and w < max_len], default=0)
-    if longest >= _LONGEST_PROMPT:
+    length = min(max(53, longest + 20), max_len, _LONGEST_PROMPT, room * 3 // 5)
+    if length <= longest:
         raise Unsupported(
             f"model type {config.model_type!r}: its configuration has a window of {longest} tokens; "
             f"serve it with max_len {longest} or less"
         )
-    length = min(max(53, longest + 20), max_len)
     draw = np.random.default_rng(1)
     return [draw.integers(0, vocab, n) for n in (length, length // 2 + 1)]
 

@@ -36,7 +36,7 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
     pages = _page_count(options, shape, max_len, device, dtype.itemsize)
     max_len = min(max_len, pages * options.page_tokens)
     vocab = config.get_text_config().vocab_size
-    prompts = probe.prompts(config, vocab, max_len)
+    prompts = probe.prompts(config, vocab, max_len, pages * options.page_tokens)
     expected = probe.reference(model, prompts)
     backend = choose_backend(options.backend, device)
     backend.prepare(model)
