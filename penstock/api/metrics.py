@@ -1,0 +1,145 @@
+"""Prometheus metrics under our names (`penstock_...`), and again under vLLM's, which dashboards know.
+
+Counts come from the ledger; load is read from the home when somebody asks. Names and help texts only, no judgement.
+"""
+
+from collections.abc import Iterator
+from copy import copy
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+_LATENCY_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+    640,
+)
+_TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 40, 80)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
+
+
+class Metrics:
+    """The metrics of one front, in a registry of their own; `model` labels them all."""
+
+    def __init__(self, model: str) -> None:
+        self._registry = CollectorRegistry()
+        self._model = model
+        self._running = self._gauge("num_requests_running", "Answers being generated")
+        self._waiting = self._gauge("num_requests_waiting", "Answers waiting for their first step")
+        self._kv = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1")
+        self._prompts = self._counter("prompt_tokens", "Prompt tokens accepted")
+        self._generated = self._counter("generation_tokens", "Output tokens received from the engine")
+        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token", _LATENCY_S)
+        self._itl = self._histogram("inter_token_latency_seconds", "Between two tokens of an answer", _TOKEN_S)
+        self._tpot = self._histogram(
+            "request_time_per_output_token_seconds", "(E2E - TTFT) / (n - 1) of an ended answer", _TOKEN_S
+        )
+        self._e2e = self._histogram(
+            "e2e_request_latency_seconds", "Arrival to last token of an ended answer", _LATENCY_S
+        )
+        self._prompt_sizes = self._histogram("request_prompt_tokens", "Prompt tokens of an accepted answer", _TOKENS)
+        self._answer_sizes = self._histogram("request_generation_tokens", "Output tokens of an ended answer", _TOKENS)
+        self._finished = Counter(
+            "penstock_request_success", "Ended answers by reason", ("model_name", "finished_reason"), registry=None
+        )
+        self._publish(self._finished)
+        self._outcomes = Counter(
+            "penstock_requests",
+            "Ended answers by outcome against their SLO",
+            ("model_name", "outcome"),
+            registry=self._registry,
+        )
+        for outcome in ("good", "late", "dropped", "rejected", "cancelled", "failed"):
+            self._outcomes.labels(model, outcome)
+        for reason in ("stop", "length", "abort", "error"):
+            self._finished.labels(model, reason)
+
+    def accepted(self, prompt: int) -> None:
+        self._prompts.inc(prompt)
+        self._prompt_sizes.observe(prompt)
+
+    def generated(self, tokens: int) -> None:
+        self._generated.inc(tokens)
+
+    def first_token(self, seconds: float) -> None:
+        self._ttft.observe(seconds)
+
+    def inter_token(self, seconds: float, tokens: int) -> None:
+        """`tokens` came together, `seconds` after those before them."""
+        for _ in range(tokens):
+            self._itl.observe(seconds / tokens)
+
+    def finished(self, reason: str, e2e_s: float | None, tpot_s: float | None, tokens: int) -> None:
+        self._finished.labels(self._model, reason).inc()
+        self._answer_sizes.observe(tokens)
+        if e2e_s is not None:
+            self._e2e.observe(e2e_s)
+        if tpot_s is not None:
+            self._tpot.observe(tpot_s)
+
+    def ended(self, outcome: str, answers: int) -> None:
+        self._outcomes.labels(self._model, outcome).inc(answers)
+
+    def text(self, running: int, waiting: int, kv_used: float) -> bytes:
+        """Prometheus' text format, with the load as it is now."""
+        self._running.set(running)
+        self._waiting.set(waiting)
+        self._kv.set(kv_used)
+        return generate_latest(self._registry)
+
+    def _gauge(self, name: str, about: str) -> Gauge:
+        gauge = Gauge(f"penstock_{name}", about, ("model_name",), registry=None)
+        self._publish(gauge)
+        return gauge.labels(self._model)
+
+    def _counter(self, name: str, about: str) -> Counter:
+        counter = Counter(f"penstock_{name}", about, ("model_name",), registry=None)
+        self._publish(counter)
+        return counter.labels(self._model)
+
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(f"penstock_{name}", about, ("model_name",), buckets=buckets, registry=None)
+        self._publish(histogram)
+        return histogram.labels(self._model)
+
+    def _publish(self, metric: MetricWrapperBase) -> None:
+        self._registry.register(metric)
+        self._registry.register(_Alias(metric))
+
+
+class _Alias(Collector):
+    """A metric once more, under vLLM's prefix: observed once, shown twice."""
+
+    def __init__(self, metric: MetricWrapperBase) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._metric.collect():
+            alias = copy(family)
+            alias.name = _vllm(family.name)
+            alias.samples = [sample._replace(name=_vllm(sample.name)) for sample in family.samples]
+            yield alias
+
+
+def _vllm(name: str) -> str:
+    return name.replace("penstock_", "vllm:", 1)

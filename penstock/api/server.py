@@ -1,0 +1,74 @@
+"""Runs an application under uvicorn inside the caller's event loop. Signals and the loop are the caller's."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signal handlers alone: the caller has its own."""
+        yield
+
+
+async def serve(
+    app: ASGIApp,
+    host: str,
+    port: int,
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[int], None] = lambda port: None,
+    drain_s: float = 30.0,
+    keep_alive_s: float = 75.0,
+) -> None:
+    """Serves until `stop` is set; then takes no new connection, and what runs has `drain_s` to end before it is cut.
+
+    `port` 0 takes any free one; `on_ready` gets the port as soon as connections are accepted. Raises OSError if the
+    address cannot be had.
+    """
+    listener = _listener(host, port)
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=int(keep_alive_s),
+        timeout_graceful_shutdown=max(1, round(drain_s)),
+    )
+    server = _Server(config)
+    watcher = asyncio.create_task(_watch(server, stop, lambda: on_ready(listener.getsockname()[1])))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        watcher.cancel()
+        listener.close()
+
+
+async def _watch(server: uvicorn.Server, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
+    # uvicorn has no event to wait for.
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    on_ready()
+    await stop.wait()
+    server.should_exit = True
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is an OSError here, with the address in it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=4096)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
