@@ -27,20 +27,21 @@ def plot(records: Iterable[Record], slo: Slo, path: str, *, title: str = "") -> 
     lines. Raises ValueError where matplotlib is missing, and OSError where the file cannot be written.
     """
     check()
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     everyone = list(records)
-    figure, axes = plt.subplots(2, 2, figsize=(12, 7), width_ratios=(2, 1), constrained_layout=True)
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    axes = figure.subplots(2, 2, width_ratios=(2, 1))
     targets = {"ttft": slo.ttft, "tpot": slo.tpot}
     for (over_time, cdf), name in zip(axes, _NAMES, strict=True):
         target = targets[name]
         line_ms = target.ns / MS if target is not None and target.ns else None
         _over_time(over_time, everyone, slo, name, line_ms)
         _cdf(cdf, everyone, name, line_ms)
-    axes[0][0].legend(loc="upper left", fontsize="small", framealpha=0.8)
-    figure.suptitle(title or f"{len(everyone)} requests" + (f", SLO {slo}" if slo else ""))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper right", ncols=4, fontsize="small")
+    said = title or f"{len(everyone)} requests" + (f", SLO {slo}" if slo else "")
+    figure.suptitle(said, x=0.02, ha="left")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _over_time(axis: Any, records: Sequence[Record], slo: Slo, name: str, line_ms: float | None) -> None:

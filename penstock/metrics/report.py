@@ -8,12 +8,13 @@ import msgspec
 from penstock.metrics.summary import Dist, Goodput, Summary
 
 METRICS = {
-    "ttft": ("Time to first token", "TTFT"),
-    "tpot": ("Time per output token after the first", "TPOT"),
-    "itl": ("Gap between deliveries of tokens", "ITL"),
-    "e2el": ("Sent to last token", "E2EL"),
+    "ttft": ("TTFT", "sent to first token"),
+    "tpot": ("TPOT", "a token after the first"),
+    "itl": ("ITL", "between deliveries"),
+    "e2el": ("E2EL", "sent to last token"),
 }
-_WIDTH = 58
+_WIDTH = 72
+_WIDTH_TWO = 80
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -38,11 +39,12 @@ def render(
 ) -> str:
     """The report of one run; `notes` are lines to go below it."""
     lines = [f" {title} ".center(_WIDTH, "=")]
-    for section in _sections(summary, metrics):
-        lines += [section.heading.center(_WIDTH, "-")] if section.heading else []
-        lines += [f"{row.label:<44}{_number(row.value, row.digits):>14}" for row in section.rows]
-    lines += [f"  {count} x {text[:200]}" for text, count in list(summary.errors.items())[:3]]
-    return "\n".join([*lines, "-" * _WIDTH, *window(summary), *notes, "=" * _WIDTH])
+    for section in _counts(summary):
+        lines += [_heading(section, _WIDTH)] if section.heading else []
+        lines += [f"{row.label:<{_WIDTH - 14}}{_number(row.value, row.digits):>14}" for row in section.rows]
+    lines += [*_latency_table(summary, metrics), "-" * _WIDTH, *window(summary)]
+    lines += [f"{count} x {text[:200]}" for text, count in list(summary.errors.items())[:3]]
+    return "\n".join([*lines, *notes, "=" * _WIDTH])
 
 
 def compare(
@@ -55,12 +57,12 @@ def compare(
     """Two runs side by side, and by how much the second differs from the first."""
     lines = [f"{'':<40}{names[0]:>14}{names[1]:>14}{'difference':>12}"]
     for ours, theirs in zip(_sections(left, metrics), _sections(right, metrics), strict=True):
-        lines += [ours.heading.center(80, "-")] if ours.heading else []
+        lines += [_heading(ours, _WIDTH_TWO)] if ours.heading else []
         for a, b in zip(ours.rows, theirs.rows, strict=True):
             values = f"{_number(a.value, a.digits):>14}{_number(b.value, b.digits):>14}"
             lines.append(f"{a.label:<40}{values}{_difference(a.value, b.value):>12}")
     said = [f"{name}: {line}" for name, run in zip(names, (left, right), strict=True) for line in window(run)]
-    return "\n".join([*lines, "-" * 80, *said])
+    return "\n".join([*lines, "-" * _WIDTH_TWO, *said])
 
 
 def window(summary: Summary) -> list[str]:
@@ -76,7 +78,25 @@ def window(summary: Summary) -> list[str]:
 
 def _sections(summary: Summary, metrics: Sequence[str]) -> list[Section]:
     latencies = [_latency(name, summary.latency[name], summary.percentiles) for name in metrics]
-    return [Section("", _throughput(summary)), _promise(summary.goodput), *latencies]
+    return [*_counts(summary), *latencies]
+
+
+def _counts(summary: Summary) -> list[Section]:
+    return [Section("", _throughput(summary)), _promise(summary.goodput)]
+
+
+def _heading(section: Section, width: int) -> str:
+    return f" {section.heading} ".center(width, "-")
+
+
+def _latency_table(summary: Summary, metrics: Sequence[str]) -> list[str]:
+    columns = ["mean", *(_percentile(p) for p in summary.percentiles)]
+    lines = [f"{' Latency in ms ':-^32}" + "".join(f"{' ' + name:->10}" for name in columns)]
+    for name in metrics:
+        short, meaning = METRICS[name]
+        values = [row.value for row in _latency(name, summary.latency[name], summary.percentiles).rows]
+        lines.append(f"{short:<6}{meaning:<26}" + "".join(f"{_number(value, 2):>10}" for value in values))
+    return lines
 
 
 def _throughput(summary: Summary) -> list[Row]:
@@ -112,14 +132,14 @@ def _promise(goodput: Goodput | None) -> Section:
 
 
 def _latency(name: str, dist: Dist | None, percentiles: Sequence[float]) -> Section:
-    heading, short = METRICS[name]
+    short, meaning = METRICS[name]
     at = dist.percentiles_ms if dist else {}
     rows = [Row(f"{_percentile(p)} {short} (ms)", at.get(p)) for p in percentiles]
-    return Section(heading, [Row(f"Mean {short} (ms)", dist.mean_ms if dist else None), *rows])
+    return Section(f"{short}, {meaning}", [Row(f"mean {short} (ms)", dist.mean_ms if dist else None), *rows])
 
 
 def _percentile(percentile: float) -> str:
-    return "Median" if percentile == 50 else f"P{percentile:g}"
+    return "median" if percentile == 50 else f"P{percentile:g}"
 
 
 def _number(value: float | None, digits: int) -> str:
