@@ -16,7 +16,7 @@ from penstock.engine.backend import NULL_PAGE, Int32, Kv, Paged, Step, call_mode
 from penstock.engine.triton_attention import Batch, paged_attention, tile_queries, tile_rows, write_pages
 
 #: Numbers of jobs for which decode steps are recorded: at most 15 idle rows in a step, which cost next to nothing.
-SIZES = (1, 2, 4, 8, *range(16, 257, 16))
+SIZES: tuple[int, ...] = (1, 2, 4, 8, *range(16, 257, 16))
 SPLITS_MAX = 32
 #: What makes one copy to the device: the arrays of a Step, in this order.
 ARRAYS = ("ids", "positions", "slots", "emit", "query_start", "contexts", "tables")
