@@ -1,10 +1,9 @@
 """Reads an OpenAI-compatible event stream: bytes in, deliveries out. No sockets and no clock.
 
-Which chunk is a delivery of tokens? One with text; one with empty text, since servers send those for a
-token whose character is not complete yet (but not the chunk that only names the role, nor an empty one at
-the end that only says why the answer ends, unless the usage counts a token for it, as for an
-end-of-sequence token). How many tokens each delivery had is not in the protocol: the usage's total is
-spread evenly over them.
+Which chunk is a delivery of tokens? One with text, and one with empty text, since servers send those for a token
+whose character is not complete yet. Not the chunk that only names the role; and not an empty one that only says why
+the answer ends, unless the usage counts more tokens than there were other deliveries (an end-of-sequence token). How
+many tokens each delivery had is not in the protocol: the usage's total is spread evenly over them.
 
 Every chunk is decoded, into a struct of the few fields that matter: a microsecond each, against some fifty
 that the event loop and the HTTP parser take for it.

@@ -41,7 +41,7 @@ class FakeServer:
     tokenizes: bool = True
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    disconnects: int = 0
+    disconnects: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
     open: int = 0
     open_max: int = 0
     url: str = ""
@@ -64,6 +64,11 @@ class FakeServer:
             yield self
         finally:
             await runner.cleanup()
+
+    async def deserted(self, times: int) -> None:
+        """Waits until so many clients have hung up."""
+        for _ in range(times):
+            await self.disconnects.acquire()
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "fake-model"}]})
@@ -95,7 +100,7 @@ class FakeServer:
         try:
             return await self._stream(request, body["max_tokens"], script, usage, chat)
         except (ConnectionError, asyncio.CancelledError):
-            self.disconnects += 1
+            self.disconnects.release()
             raise
         finally:
             self.open -= 1
