@@ -16,12 +16,15 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     #: "auto" is cuda where there is one, else cpu.
     device: str = "auto"
-    #: How steps are run: "plain" is the slow reference; "auto" the fastest for the device.
+    #: How steps are run: "plain" is the slow reference, any device; "cuda"; "auto" is the fastest for the device.
     backend: str = "auto"
     #: The most tokens, prompt and output, of a job; None is what the model was made for.
     max_len: int | None = None
-    #: Memory for KV pages; None is a quarter of what is free, and no more than 256 jobs of `max_len` need.
+    #: Memory for KV pages. None is, on a CPU, a quarter of what is free, and no more than 256 jobs of `max_len` need;
+    #: on a GPU what `memory_share` leaves beside the weights and a step of `step_tokens`.
     kv_bytes: int | None = None
+    memory_share: float = 0.9
+    step_tokens: int = 2048
     #: Number of KV pages, instead of `kv_bytes`.
     pages: int | None = None
     page_tokens: int = 16

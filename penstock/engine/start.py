@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from penstock.engine import load, probe
-from penstock.engine.backend import Backend, Kv
+from penstock.engine.backend import ATTENTION, Backend, Kv
 from penstock.engine.base import EngineInfo
 from penstock.engine.grammar import Grammars
 from penstock.engine.hub import resolve
@@ -14,6 +16,9 @@ from penstock.engine.options import EngineOptions
 from penstock.engine.plain import Plain
 from penstock.engine.pool import Pool
 from penstock.engine.runner import TransformersEngine
+
+if TYPE_CHECKING:
+    from penstock.engine.cuda import Cuda
 
 #: Jobs of the greatest length that KV memory is made for where nobody says how much to take.
 _JOBS = 256
@@ -33,16 +38,23 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
     probe.check_config(model, config, max_len)
     shape = probe.inspect(model, config, max_len)
     device, dtype = probe.device_of(model), probe.dtype_of(model)
-    pages = _page_count(options, shape, max_len, device, dtype.itemsize)
+    backend = choose_backend(options.backend, device)
+    page_bytes = token_bytes(shape, dtype) * options.page_tokens
+    pages = options.pages or (options.kv_bytes or _kv_bytes(options, model, backend, shape, max_len)) // page_bytes
+    if pages * options.page_tokens < 2 * options.block_tokens:
+        raise ValueError(f"{pages} KV pages of {page_bytes} bytes are too few; give more kv_bytes or pages")
     max_len = min(max_len, pages * options.page_tokens)
     vocab = config.get_text_config().vocab_size
     prompts = probe.prompts(config, vocab, max_len, pages * options.page_tokens)
     expected = probe.reference(model, prompts)
-    backend = choose_backend(options.backend, device)
+    say(f"preparing {backend.name}")
     backend.prepare(model)
     kv = make_kv(shape, pages, options.page_tokens, device, dtype)
     pool = Pool(pages, options.page_tokens, options.block_tokens, max_len)
     probe.verify(model, backend, kv, pool, prompts, expected)
+    if (cuda := as_cuda(backend)) is not None:
+        say("recording decode steps")
+        cuda.capture(model, kv, pool.tables.shape[1])
     info = EngineInfo(
         model=options.model,
         vocab=vocab,
@@ -50,7 +62,7 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
         pages=pages,
         page_tokens=options.page_tokens,
         block_tokens=options.block_tokens,
-        kv_bytes_per_token=_token_bytes(shape, dtype.itemsize),
+        kv_bytes_per_token=token_bytes(shape, dtype),
         dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         threads=threads,
@@ -62,11 +74,24 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
 
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The named backend; `auto` is the fastest for the device."""
+    if name == "auto":
+        name = "cuda" if device.type == "cuda" else "plain"
     if name == "plain":
         return Plain(device)
-    if name == "auto":
-        return Plain(device)
-    raise ValueError(f"backend {name!r}: choose auto or plain")
+    if name == "cuda":
+        from penstock.engine.cuda import Cuda
+
+        return Cuda(device)
+    raise ValueError(f"backend {name!r}: choose auto, plain or cuda")
+
+
+def as_cuda(backend: Backend) -> "Cuda | None":
+    """The backend if it is that of CUDA, whose module needs Triton: not installed everywhere."""
+    if backend.name != "cuda":
+        return None
+    from penstock.engine.cuda import Cuda
+
+    return backend if isinstance(backend, Cuda) else None
 
 
 def make_kv(shape: probe.Shape, pages: int, page_tokens: int, device: torch.device, dtype: torch.dtype) -> Kv:
@@ -78,24 +103,17 @@ def make_kv(shape: probe.Shape, pages: int, page_tokens: int, device: torch.devi
     return Kv(keys, values)
 
 
-def _token_bytes(shape: probe.Shape, itemsize: int) -> int:
-    return shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim) * itemsize
+def token_bytes(shape: probe.Shape, dtype: torch.dtype) -> int:
+    return shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim) * dtype.itemsize
 
 
-def _page_count(options: EngineOptions, shape: probe.Shape, max_len: int, device: torch.device, itemsize: int) -> int:
-    page_bytes = _token_bytes(shape, itemsize) * options.page_tokens
-    pages = options.pages
-    if pages is None and options.kv_bytes is not None:
-        pages = options.kv_bytes // page_bytes
-    if pages is None:
-        pages = min(_free_bytes(device) // 4 // page_bytes, _JOBS * -(-max_len // options.page_tokens))
-    if pages * options.page_tokens < 2 * options.block_tokens:
-        raise ValueError(f"{pages} KV pages of {page_bytes} bytes are too few; give kv_bytes or pages more")
-    return pages
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def _kv_bytes(options: EngineOptions, model: nn.Module, backend: Backend, shape: probe.Shape, max_len: int) -> int:
+    """Memory for KV where nobody says how much."""
+    device, dtype = probe.device_of(model), probe.dtype_of(model)
+    if (cuda := as_cuda(backend)) is not None:
+        model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
+        little = make_kv(shape, 1, options.page_tokens, device, dtype)
+        return cuda.kv_budget_bytes(model, little, min(options.step_tokens, max_len), options.memory_share)
     with open("/proc/meminfo") as lines:
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        free_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return min((free_kib << 10) // 4, _JOBS * max_len * token_bytes(shape, dtype))

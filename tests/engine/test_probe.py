@@ -12,6 +12,7 @@ from penstock.engine.plain import Plain
 
 _SMALL = {"vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4, "eos_token_id": None, "bos_token_id": None}
 _LAYERS = {"num_hidden_layers": 2, "intermediate_size": 96, "max_position_embeddings": 256, "pad_token_id": None}
+_GROUPED = _SMALL | _LAYERS | {"head_dim": 16, "num_key_value_heads": 2}
 _ROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
 }  # fmt: skip
@@ -21,14 +22,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("Mistral", {"sliding_window": 32}, r"'mistral'.* window of 32 tokens.*max_len 32"),
     ("Phi3", {"sliding_window": 100}, r"'phi3'.* window of 100 tokens"),
     ("Phi3", _LONGROPE, r"'phi3'.* longrope .*max_len 64"),
-    ("Gemma2", _SMALL | _LAYERS | {"head_dim": 16, "num_key_value_heads": 2, "sliding_window": 32}, r"'gemma2'.*window of 32"),
-    ("Gemma2", _SMALL | _LAYERS | {"head_dim": 16, "num_key_value_heads": 2, "sliding_window": 512},
-     r"'gemma2'.*softcap"),
+    ("Gemma2", _GROUPED | {"sliding_window": 32}, r"'gemma2'.*window of 32"),
+    ("Gemma2", _GROUPED | {"sliding_window": 512}, r"'gemma2'.*softcap"),
     ("Falcon", _SMALL | {"num_hidden_layers": 2}, r"'falcon' ignores"),
     ("GPTJ", {"vocab_size": 96, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}, r"'gptj' ignores"),
     ("GPTNeo", _SMALL | {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}, r"'gpt_neo'"),
     ("Bloom", {"vocab_size": 96, "hidden_size": 64, "n_layer": 2, "n_head": 4}, r"'bloom'"),
-    ("GptOss", _SMALL | _LAYERS | {"head_dim": 16, "num_key_value_heads": 2, "num_local_experts": 4}, r"'gpt_oss'"),
+    ("GptOss", _GROUPED | {"num_local_experts": 4}, r"'gpt_oss'"),
     ("Mamba", {"vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2}, r"'mamba' has recurrent state"),
 ]  # fmt: skip
 

@@ -88,7 +88,9 @@ def test_what_cannot_run_is_reported(driver: tiny.Driver) -> None:
     assert {o.job: (o.executed, len(o.tokens), o.finish) for o in outs} == {
         1: (4, 1, "length"), 2: (0, 0, None), 99: (0, 0, None),
     }  # fmt: skip
-    assert [(o.job, o.executed, o.index) for o in engine.run(StepPlan(1, [Slice(1, 4, 1), Slice(2, 0, 3)]))] == [(1, 0, 1)]
+    assert [(o.job, o.executed, o.index) for o in engine.run(StepPlan(1, [Slice(1, 4, 1), Slice(2, 0, 3)]))] == [
+        (1, 0, 1)
+    ]
     assert [(o.job, o.executed, o.index) for o in engine.run(StepPlan(2, [Slice(2, 3, 1)]))] == [(2, 1, 0)]
     for job in (1, 2):
         engine.release(job, forget=True)
@@ -131,7 +133,7 @@ def test_a_job_that_turns_nan_fails_alone(engine: TransformersEngine, driver: ti
     driver.step(dict.fromkeys(range(3), 64))
     engine._kv.keys[:, engine._pool.tables[engine._jobs[1].table.row, 2]] = float("nan")
     outputs = driver.finish_all()
-    assert "error:the model's output is not a number" == driver.finish[1]
+    assert driver.finish[1] == "error:the model's output is not a number"
     assert [outputs[0], outputs[2]] == [expected[0], expected[2]]
     assert engine.used() == 0
 
@@ -182,7 +184,10 @@ def test_logprobs_are_of_the_raw_distribution(engine: TransformersEngine, driver
 
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 6}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
     "required": ["name", "age"],
     "additionalProperties": False,
 }
@@ -221,7 +226,11 @@ def test_delivered_tokens_outside_the_grammar_are_refused(driver: tiny.Driver) -
 
 
 def test_bad_grammars_are_told_early() -> None:
-    for make, bad in ((grammar.from_regex, "[a"), (grammar.from_lark, "start: x"), (grammar.from_json_schema, {"type": 3})):
+    for make, bad in (
+        (grammar.from_regex, "[a"),
+        (grammar.from_lark, "start: x"),
+        (grammar.from_json_schema, {"type": 3}),
+    ):
         with pytest.raises(ValueError, match=r"."):
             make(bad)  # type: ignore[operator]
 
