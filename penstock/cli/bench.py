@@ -56,9 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 if any request succeeded; 1 if none did, or the run could not begin."""
+    """0 if any request succeeded; 1 if none did, or the run could not begin; 130 if stopped before it did."""
     try:
         return client.run(_serve(args)) if args.bench_verb == "serve" else _report(args)
+    except KeyboardInterrupt:
+        return 130
     except (NoServer, ValueError, OSError) as error:
         print(f"penstock bench: {error}", file=sys.stderr)
         return 1
@@ -189,6 +191,8 @@ async def _serve(args: argparse.Namespace) -> int:
         plot.check()
     slo = Slo.parse(" ".join(args.goodput))
     requests, said = _requests(args)
+    if args.warmup.get("warmup_requests", 0) >= len(requests):
+        raise ValueError(f"--warmup leaves out all {len(requests)} requests; see --num-prompts")
     key = os.environ.get("OPENAI_API_KEY")
     base_url = args.base_url or f"http://{args.host}:{args.port}"
     target = Target(
