@@ -8,17 +8,45 @@ so that noise needs no state and a resumed or moved job draws what it would have
 and token id takes word `id % 4` of the result.
 """
 
+from functools import cache
+from typing import Any
+
+import numba
 import numpy as np
 import torch
+from numba import uint32, uint64
 from torch import Tensor
+
+from penstock.engine.backend import Int64
 
 _MULTIPLY = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
+def gumbel(
+    seeds: list[int], choices: list[int], indices: list[int], vocab: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard Gumbel noise, float32 [len(seeds), vocab]; a row for each (seed, choice, output index)."""
+    rows = zip(seeds, choices, indices, strict=True)
+    requests = np.array([(seed & _MASK, seed >> 32 & _MASK, choice, index) for seed, choice, index in rows])
+    blocks = -(-vocab // 4)
+    if torch.device(device).type == "cpu":
+        words = np.empty((len(seeds), 4 * blocks), np.uint32)
+        _compiled()(requests, words)
+        return to_gumbel(torch.from_numpy(words.astype(np.float32))[:, :vocab])
+    return to_gumbel(philox_rows(requests, blocks, device)[:, :vocab].float())
+
+
+def to_gumbel(words: Tensor) -> Tensor:
+    """Words of 32 bits, as float32, to Gumbel noise; in place. -log(-log(1 - u)) is precise where noise is large."""
+    uniform = words.add_(0.5).mul_(2.0**-32)
+    # Near 1 a float32 rounds to 1: that is noise of minus infinity, a token that cannot win.
+    return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
 def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
-    """Four words of 32 bits for each counter (four) and key (two); int64 tensors that broadcast."""
+    """Four words for each counter (four words) and key (two); int64 tensors that broadcast. For any device."""
     (x0, x1, x2, x3), (k0, k1) = counter, key
     for _ in range(10):
         # The product of 32-bit words can exceed 63 bits: it wraps, which the masks undo.
@@ -28,22 +56,33 @@ def philox(counter: list[Tensor], key: list[Tensor]) -> list[Tensor]:
     return [x0, x1, x2, x3]
 
 
-def gumbel(
-    seeds: list[int], choices: list[int], indices: list[int], vocab: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Standard Gumbel noise, float32 [len(seeds), vocab]; a row for each (seed, choice, output index)."""
-    words = [
-        (seed & _MASK, seed >> 32 & _MASK, choice, index)
-        for seed, choice, index in zip(seeds, choices, indices, strict=True)
-    ]
-    low, high, choice, index = torch.from_numpy(np.array(words, np.int64)).to(device).T[:, :, None]
-    block = torch.arange(-(-vocab // 4), device=device)
-    bits = torch.stack(philox([block, index, choice, torch.zeros_like(choice)], [low, high]), dim=-1)
-    return to_gumbel(bits.flatten(1)[:, :vocab])
+def philox_rows(requests: Int64, blocks: int, device: torch.device | str) -> Tensor:
+    """Words [n, 4 blocks] of requests [n, 4], each a row of (seed low, seed high, choice, index)."""
+    low, high, choice, index = torch.from_numpy(requests).to(device).T[:, :, None]
+    block = torch.arange(blocks, device=device)
+    return torch.stack(philox([block, index, choice, torch.zeros_like(choice)], [low, high]), dim=-1).flatten(1)
 
 
-def to_gumbel(bits: Tensor) -> Tensor:
-    """Words of 32 bits to Gumbel noise: -log(-log(1 - u)), which keeps all 32 bits where noise is large."""
-    uniform = (bits.float() + 0.5) * 2.0**-32
-    # Near 1 a float32 rounds to 1: that is noise of minus infinity, a token that cannot win.
-    return -torch.log(-torch.log1p(-uniform))
+def _fill(requests: Any, out: Any) -> None:
+    """As `philox_rows`, into `out` (uint32), at about a tenth of a millisecond for a hundred thousand words."""
+    for row in range(requests.shape[0]):
+        low, high = uint32(requests[row, 0]), uint32(requests[row, 1])
+        choice, index = uint32(requests[row, 2]), uint32(requests[row, 3])
+        for block in range(out.shape[1] // 4):
+            x0, x1, x2, x3, k0, k1 = uint32(block), index, choice, uint32(0), low, high
+            for _ in range(10):
+                p0, p1 = uint64(x0) * uint64(_MULTIPLY[0]), uint64(x2) * uint64(_MULTIPLY[1])
+                x0, x1 = uint32(p1 >> uint64(32)) ^ x1 ^ k0, uint32(p1)
+                x2, x3 = uint32(p0 >> uint64(32)) ^ x3 ^ k1, uint32(p0)
+                k0, k1 = uint32(k0 + uint32(_WEYL[0])), uint32(k1 + uint32(_WEYL[1]))
+            at = 4 * block
+            out[row, at], out[row, at + 1], out[row, at + 2], out[row, at + 3] = x0, x1, x2, x3
+
+
+@cache
+def _compiled() -> Any:
+    try:
+        return numba.njit("void(int64[:,::1], uint32[:,::1])", cache=True)(_fill)
+    except RuntimeError:
+        # Nowhere to keep what is compiled: two seconds at each start.
+        return numba.njit("void(int64[:,::1], uint32[:,::1])")(_fill)

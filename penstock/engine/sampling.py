@@ -178,11 +178,11 @@ def _keep_top(scores: Tensor, ks: list[int]) -> Tensor:
 def nucleus(scores: Tensor, ps: list[float]) -> Tensor:
     """The least score [rows, 1] among the fewest best tokens whose probabilities sum to p (Holtzman et al. 2020).
 
-    Looks at a few hundred best tokens first: sorting a whole vocabulary costs more than the rest of sampling.
+    Looks at a few best tokens first: sorting a whole vocabulary costs more than the rest of sampling.
     """
     p = _column(ps, scores)
     total = scores.logsumexp(1, keepdim=True)
-    for k in (min(512, scores.shape[1]), scores.shape[1]):
+    for k in (min(64, scores.shape[1]), min(1024, scores.shape[1]), scores.shape[1]):
         best = scores.topk(k, dim=1).values
         before = (best - total).exp().cumsum(1).roll(1, 1)
         reached = before[:, 0:1].clone()
