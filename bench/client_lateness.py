@@ -121,6 +121,8 @@ async def _answer(writer: asyncio.StreamWriter, tokens: int, gap_s: float) -> No
 
 
 def _event(writer: asyncio.StreamWriter, data: str) -> None:
+    if writer.is_closing():
+        raise ConnectionResetError
     event = f"data: {data}\n\n".encode()
     writer.write(b"%x\r\n%b\r\n" % (len(event), event))
 

@@ -4,7 +4,11 @@ Times are integer ns after the start of the run; latencies count from when the r
 `vllm bench serve`. A simulated request is sent when it is scheduled.
 """
 
+from functools import lru_cache
+
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from penstock.core.slo import Bounds, Slo, tpot
 
@@ -73,11 +77,15 @@ class Record(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def on_time(self, slo: Slo) -> int:
         """How many of its tokens came before they were due (`Bounds.due`); those never due are on time."""
-        bounds = self.bounds(slo)
-        index = on_time = 0
-        for time_ns, count in zip(self.times_ns, self.counts or [1] * len(self.times_ns), strict=True):
-            for token in range(index, index + count):
-                due_ns = bounds.due(token)
-                on_time += due_ns is None or time_ns - self.sent_ns <= due_ns
-            index += count
-        return on_time
+        after_ns = np.asarray(self.times_ns, np.int64) - self.sent_ns
+        if self.counts:
+            after_ns = np.repeat(after_ns, self.counts)
+        return int((after_ns <= _due(self.bounds(slo), len(after_ns) + 63 & ~63)[: len(after_ns)]).sum())
+
+
+@lru_cache(256)
+def _due(bounds: Bounds, tokens: int) -> npt.NDArray[np.int64]:
+    """When each token is due; most requests of a run share their bounds, so this is worth keeping."""
+    never = 1 << 62
+    due = (bounds.due(index) for index in range(tokens))
+    return np.array([never if at_ns is None else at_ns for at_ns in due], np.int64)
