@@ -1,5 +1,7 @@
 """What one step of one executor does: so many positions of so many jobs. There is no prefill and no decode here."""
 
+from typing import Protocol
+
 import msgspec
 
 
@@ -26,7 +28,7 @@ class Features(msgspec.Struct, frozen=True, array_like=True):
 
     #: Positions executed.
     new: int
-    #: Sum over slices of count x (start + count / 2): what attention reads.
+    #: Sum over positions of the context each sees, itself included: what attention computes.
     new_context: int
     #: Slices of one position, and the sum of their contexts.
     decodes: int
@@ -45,3 +47,10 @@ def features(plan: StepPlan) -> Features:
             new += count
             area += count * start + (count * (count + 1) >> 1)
     return Features(new + decodes, area + context, decodes, context)
+
+
+class StepCost(Protocol):
+    """How long steps take. Handed to whoever needs it; core and policies never ask where it comes from."""
+
+    def step_ns(self, features: Features) -> int:
+        """Duration of a step with these features, at least 1."""

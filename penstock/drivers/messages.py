@@ -16,6 +16,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     tokens: list[int]
     prompt: int
     sampling: Sampling
+    #: What else the names of the job's blocks depend on (tenant, adapter).
+    salt: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):

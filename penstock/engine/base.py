@@ -66,5 +66,6 @@ class Engine(Protocol):
         """Execute a step. A slice whose job has finished, or whose `start` is not where the job stands, is skipped and
         reported with executed=0. Positions beyond what is known are those that the step before emitted."""
 
-    def used(self) -> int:
-        """Physical pages that are not free: a check on the core's accounting."""
+    def used(self) -> int | None:
+        """Physical pages that are not free, shared blocks included: a check on the core's accounting. None: there are
+        no physical pages."""

@@ -3,7 +3,7 @@
 import msgspec
 
 
-class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
     """How to load a model and how much memory its KV may have."""
 
     #: A local folder, or a hub id.

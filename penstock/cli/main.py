@@ -1,0 +1,47 @@
+"""`penstock VERB ...`: a table of verbs. Each verb's module is imported only when it is asked for."""
+
+import argparse
+import importlib
+import sys
+
+import penstock
+
+#: verb -> (module with `add_arguments` and `main`, what it does)
+VERBS = {
+    "serve": ("penstock.cli.serve", "serve a model over an OpenAI-compatible HTTP API"),
+    "bench": ("penstock.cli.bench", "load a server and report latencies and goodput"),
+    "simulate": ("penstock.cli.simulate", "run the same scheduler over a trace in simulated time"),
+    "replay": ("penstock.cli.replay", "feed a recorded run to the scheduler again and compare its commands"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `penstock` command. Returns the exit status."""
+    args = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="penstock", description="Serving of generative models, judged by goodput.", epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"penstock {penstock.__version__}")
+    parser.add_argument("verb", choices=VERBS, metavar="VERB")
+    verb: str = parser.parse_args(args[:1]).verb
+    module = importlib.import_module(VERBS[verb][0])
+    verb_parser = argparse.ArgumentParser(
+        prog=f"penstock {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(verb_parser)
+    try:
+        status: int = module.main(verb_parser.parse_args(args[1:]))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"penstock {verb}: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _epilog() -> str:
+    lines = "\n".join(f"  {verb:10} {about}" for verb, (_, about) in VERBS.items())
+    return f"verbs:\n{lines}\n\n`penstock VERB --help` tells more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""Serve a model over an OpenAI-compatible HTTP API; without a model, the demo model that comes with the package.
+
+penstock serve                                  the demo model, on http://127.0.0.1:8000
+penstock serve ./folder --slo ttft=500ms,tpot=3x
+penstock serve --config serve.yaml              keys are the flags' names; flags win
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+import penstock
+from penstock.api.app import create_app
+from penstock.api.config import FrontConfig
+from penstock.api.ledger import Ledger, status_line
+from penstock.api.server import serve
+from penstock.core.batch import Limits
+from penstock.core.slo import Slo
+from penstock.drivers.home import Home, HomeConfig, Unavailable
+from penstock.drivers.worker import WorkerConfig
+from penstock.engine.hub import resolve
+from penstock.engine.null import NullOptions
+from penstock.engine.options import EngineOptions
+from penstock.policies.bundles import ROWS, row
+
+DEMO = Path(penstock.__file__).parent / "engine" / "demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default="", help="local folder or hub id; nothing: the demo model")
+    parser.add_argument("--config", help="YAML file with the same keys as these flags")
+    _front_arguments(parser.add_argument_group("front"))
+    _engine_arguments(parser.add_argument_group("engine"))
+    _scheduler_arguments(parser.add_argument_group("scheduler"))
+
+
+def _front_arguments(group: Any) -> None:
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    group.add_argument("--port", type=int, default=8000, help="0: any free port (default: %(default)s)")
+    group.add_argument("--api-key", default="", help="key that clients must send; also PENSTOCK_API_KEY")
+    group.add_argument("--served-model-name", nargs="+", default=[], help="names that clients may use for the model")
+    group.add_argument("--slo", type=str, default="", help="what is promised to every request: ttft=500ms,tpot=3x")
+    group.add_argument("--chat-template", default="", help="jinja file or text, instead of the model's own")
+    group.add_argument("--tool-call-parser", default="auto", help="hermes, llama3_json, mistral, auto or none")
+    group.add_argument("--max-body-bytes", type=int, default=8 << 20, help="larger bodies get 413")
+    group.add_argument("--request-timeout", type=float, default=600.0, help="seconds without progress, then an error")
+    group.add_argument("--shutdown-timeout", type=float, default=30.0, help="seconds that SIGTERM leaves to what runs")
+    group.add_argument("--watchdog", type=float, default=5.0, help="seconds of silence, then the engine is replaced")
+    group.add_argument("--quiet", action="store_true", help="no status line while there is work")
+
+
+def _engine_arguments(group: Any) -> None:
+    group.add_argument("--engine", choices=("auto", "plain", "null"), default="auto", help="plain: the slow reference")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    group.add_argument("--max-model-len", type=int, help="most tokens of a request, prompt and output")
+    group.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
+    group.add_argument("--download-dir", default="", help="where hub models are kept")
+    group.add_argument("--kv-cache-bytes", type=int, help="memory for KV pages")
+    group.add_argument("--kv-pages", type=int, help="number of KV pages, instead of the memory")
+    group.add_argument("--page-tokens", type=int, default=16, help="tokens in a KV page (default: %(default)s)")
+    group.add_argument("--block-tokens", type=int, default=64, help="tokens in a shared prefix block")
+    group.add_argument("--threads", type=int, help="CPU threads of the engine (default: all cores)")
+    group.add_argument(
+        "--null-cost", default="", help="null engine: ms a step, us a prompt token, us a decode: 5,20,100"
+    )
+
+
+def _scheduler_arguments(group: Any) -> None:
+    rows = "; ".join(f"{name}: {r.about}" for name, r in ROWS.items())
+    group.add_argument("--policy", choices=sorted(ROWS), default="fcfs", help=rows)
+    group.add_argument("--max-num-seqs", type=int, help="requests that run at the same time")
+    group.add_argument("--max-num-batched-tokens", type=int, help="tokens in one step")
+    group.add_argument("--max-num-queued-reqs", type=int, default=1024, help="requests that wait; more get 429")
+    group.add_argument("--pipeline-depth", type=int, default=1, help="steps in flight")
+    group.add_argument("--record", default="", help="file for the log of the scheduler, for `penstock replay`")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Serve until SIGINT or SIGTERM; the exit status."""
+    if args.config:
+        args = _with_config(args)
+    worker, front = worker_config(args), front_config(args)
+    _print_configuration(worker, front, args)
+    return asyncio.run(_serve(args, worker, front))
+
+
+def _with_config(args: argparse.Namespace) -> argparse.Namespace:
+    """Defaults from the file, then the command line once more over them."""
+    parser = argparse.ArgumentParser(prog="penstock serve")
+    add_arguments(parser)
+    given = yaml.safe_load(Path(args.config).read_text()) or {}
+    known = {action.dest for action in parser._actions}
+    if not isinstance(given, dict):
+        raise ValueError(f"{args.config}: a mapping of flags to values is needed, as in `max-num-seqs: 64`")
+    values = {str(key).replace("-", "_"): value for key, value in given.items()}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{args.config}: no such flag: {', '.join(unknown)}")
+    # argparse converts defaults that are strings, as it does what is typed.
+    parser.set_defaults(
+        **{key: value if isinstance(value, list | bool) else str(value) for key, value in values.items()}
+    )
+    return parser.parse_args(sys.argv[2:])
+
+
+def worker_config(args: argparse.Namespace) -> WorkerConfig:
+    """What the worker process is told."""
+    limits = row(args.policy).limits
+    changes = {"max_num_seqs": args.max_num_seqs, "max_num_batched_tokens": args.max_num_batched_tokens}
+    limits = msgspec.structs.replace(
+        limits, max_num_queued=args.max_num_queued_reqs, **{k: v for k, v in changes.items() if v is not None}
+    )
+    _check_positive(limits, args)
+    return WorkerConfig(
+        engine=_null_options(args) if args.engine == "null" else _engine_options(args),
+        policy=args.policy,
+        limits=limits,
+        depth=args.pipeline_depth,
+        record=args.record,
+    )
+
+
+def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
+    values = {**msgspec.structs.asdict(limits), "pipeline_depth": args.pipeline_depth, "kv_pages": args.kv_pages}
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
+
+
+def _engine_options(args: argparse.Namespace) -> EngineOptions:
+    return EngineOptions(
+        model=args.model or str(DEMO),
+        download_dir=args.download_dir,
+        load_format=args.load_format,
+        dtype=args.dtype,
+        device=args.device,
+        backend=args.engine,
+        max_len=args.max_model_len,
+        kv_bytes=args.kv_cache_bytes,
+        pages=args.kv_pages,
+        page_tokens=args.page_tokens,
+        block_tokens=args.block_tokens,
+        threads=args.threads,
+    )
+
+
+def _null_options(args: argparse.Namespace) -> NullOptions:
+    cost = NullOptions().cost
+    if args.null_cost:
+        step_ms, prompt_us, decode_us = map(float, args.null_cost.split(","))
+        cost = (step_ms * 1e6, prompt_us * 1e3, 0.0, decode_us * 1e3, 0.0)
+    return NullOptions(
+        pages=args.kv_pages or NullOptions().pages,
+        page_tokens=args.page_tokens,
+        block_tokens=args.block_tokens,
+        max_len=args.max_model_len or NullOptions().max_len,
+        cost=cost,
+    )
+
+
+def front_config(args: argparse.Namespace) -> FrontConfig:
+    """What the HTTP front is told."""
+    null = args.engine == "null" and not args.model
+    folder = None if null else resolve(args.model or str(DEMO), args.download_dir, weights=False)
+    name = "null" if null else args.model or "penstock-demo"
+    return FrontConfig(
+        served_names=tuple(args.served_model_name) or (name,),
+        model_folder=folder,
+        api_key=args.api_key or os.environ.get("PENSTOCK_API_KEY", ""),
+        slo=Slo.parse(args.slo),
+        chat_template=args.chat_template,
+        tool_call_parser=args.tool_call_parser,
+        body_bytes_max=args.max_body_bytes,
+        request_timeout_s=args.request_timeout,
+    )
+
+
+def _print_configuration(worker: WorkerConfig, front: FrontConfig, args: argparse.Namespace) -> None:
+    """The configuration as it is after defaults, file and flags."""
+    fields = {**msgspec.to_builtins(worker.engine), **msgspec.to_builtins(worker.limits)}
+    fields |= {"policy": worker.policy, "depth": worker.depth, "host": args.host, "port": args.port}
+    fields |= {"model_name": front.served_names[0], "slo": str(front.slo) or None, "api_key": bool(front.api_key)}
+    shown = ", ".join(f"{key}={value}" for key, value in fields.items() if value not in (None, ""))
+    _say(f"configuration: {shown}")
+
+
+def _say(text: str) -> None:
+    print(f"[penstock] {text}", flush=True)
+
+
+async def _serve(args: argparse.Namespace, worker: WorkerConfig, front: FrontConfig) -> int:
+    began = time.monotonic()
+    home = Home(worker, HomeConfig(watchdog_s=args.watchdog))
+    home.say = _say
+    app = create_app(home, front)
+    stop = _stop_on_signals()
+    await home.start()
+    serving = asyncio.create_task(
+        serve(app, args.host, args.port, stop=stop, on_ready=lambda port: _say(f"listening on {args.host}:{port}"))
+    )
+    tasks = [
+        serving,
+        asyncio.create_task(_announce(home, front, began)),
+        asyncio.create_task(_fail_with(home)),
+        asyncio.create_task(stop.wait()),
+    ]
+    if not args.quiet:
+        tasks.append(asyncio.create_task(_report(home, app.state.front.ledger)))
+    try:
+        await asyncio.wait([serving, tasks[2], tasks[3]], return_when=asyncio.FIRST_COMPLETED)
+        return await _end(args, home, serving, stop)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _end(args: argparse.Namespace, home: Home, serving: "asyncio.Task[None]", stop: asyncio.Event) -> int:
+    """Finish what runs within the limit, then end everything."""
+    reason = home.state_reason if home.state == "failed" else ""
+    if not reason and not serving.done():
+        _say(f"stopping: what runs has {args.shutdown_timeout:g} s to finish")
+        await home.drain(args.shutdown_timeout)
+    stop.set()
+    await home.stop()
+    try:
+        await serving
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        print(f"penstock serve: {reason}", file=sys.stderr)
+    return 1 if reason else 0
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM; a second one ends the process at once (the worker goes with it)."""
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _announce(home: Home, front: FrontConfig, began: float) -> None:
+    """The ready line."""
+    try:
+        await home.wait_ready(3600)
+    except Unavailable:
+        return
+    info = home.info
+    assert info is not None
+    _say(
+        f"ready in {time.monotonic() - began:.1f} s: {front.served_names[0]}, {info.dtype} on {info.device}, "
+        f"{info.threads} threads, {info.pages} KV pages of {info.page_tokens} tokens "
+        f"({info.pages * info.page_tokens * info.kv_bytes_per_token / 2**20:.0f} MiB), "
+        f"at most {info.max_len} tokens a request; {'; '.join(info.notes)}"
+    )
+
+
+async def _fail_with(home: Home) -> None:
+    """Returns when the home has given up."""
+    while home.state != "failed":
+        await home.changed()
+
+
+async def _report(home: Home, ledger: Ledger) -> None:
+    """Once a second while there is work."""
+    while True:
+        await asyncio.sleep(1.0)
+        if ledger.open:
+            _say(status_line(home, ledger))

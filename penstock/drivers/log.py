@@ -1,0 +1,117 @@
+"""The log of a core: its configuration, then every event with its time and the commands that it gave.
+
+Fed to a fresh core, the events must give the same commands; where they do not, `replay` names the first difference.
+One file a core: length-prefixed MessagePack frames, the first of which is the header.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock.core.cluster import ClusterConfig
+from penstock.core.commands import ClusterCommand, InstanceCommand
+from penstock.core.events import ClusterEvent, InstanceEvent
+from penstock.core.instance import InstanceConfig
+from penstock.policies.bundles import make_cluster, make_instance
+
+FORMAT = 1
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """Opens a log. Exactly one of the configurations is there: it says whose log this is."""
+
+    format: int = FORMAT
+    instance: InstanceConfig | None = None
+    cluster: ClusterConfig | None = None
+
+
+class InstanceEntry(msgspec.Struct, frozen=True, array_like=True):
+    now: int
+    event: InstanceEvent
+    commands: list[InstanceCommand]
+    #: For StepDone: how long the engine took, in ns.
+    step_ns: int = 0
+
+
+class ClusterEntry(msgspec.Struct, frozen=True, array_like=True):
+    now: int
+    event: ClusterEvent
+    commands: list[ClusterCommand]
+
+
+class LogWriter:
+    """Appends entries. A crash loses at most what the operating system had not written."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self._file = path.open("wb")
+        self._encoder = msgspec.msgpack.Encoder()
+        self.write(header)
+        self.flush()
+
+    def write(self, entry: Header | InstanceEntry | ClusterEntry) -> None:
+        frame = self._encoder.encode(entry)
+        self._file.write(len(frame).to_bytes(4, "little") + frame)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _frames(path: Path) -> Iterator[bytes]:
+    """Whole frames; a last one cut off by a crash is left out."""
+    with path.open("rb") as file:
+        while len(size := file.read(4)) == 4:
+            frame = file.read(int.from_bytes(size, "little"))
+            if len(frame) < int.from_bytes(size, "little"):
+                return
+            yield frame
+
+
+def read(path: Path) -> tuple[Header, Iterator[InstanceEntry | ClusterEntry]]:
+    """The header and the entries. Raises ValueError if this is no log of ours."""
+    frames = _frames(path)
+    try:
+        header = msgspec.msgpack.decode(next(frames, b""), type=Header)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is not a log that `penstock serve --record` wrote: {error}") from error
+    if header.format != FORMAT:
+        raise ValueError(f"{path} has log format {header.format}, this version reads {FORMAT}: record it again")
+    decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
+        InstanceEntry if header.instance is not None else ClusterEntry
+    )
+    return header, map(decoder.decode, frames)
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """The first event whose commands came out otherwise."""
+
+    entry: int
+    event: InstanceEvent | ClusterEvent
+    recorded: list[Any]
+    replayed: list[Any]
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """What became of feeding a log to a fresh core."""
+
+    events: int
+    commands: int
+    difference: Difference | None
+
+
+def replay(path: Path) -> Replay:
+    """Feed a log to a fresh core of the same configuration; stops at the first difference."""
+    header, entries = read(path)
+    core: Any = make_instance(header.instance) if header.instance else make_cluster(header.cluster or ClusterConfig())
+    events = commands = 0
+    for entry in entries:
+        replayed = core.handle(entry.event, entry.now)
+        if replayed != entry.commands:
+            return Replay(events, commands, Difference(events, entry.event, list(entry.commands), replayed))
+        events += 1
+        commands += len(replayed)
+    return Replay(events, commands, None)
