@@ -4,6 +4,7 @@ import msgspec
 from msgspec.json import encode
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from penstock import __version__
 from penstock.api.call import Call
 from penstock.api.chat import prompt_tokens
 from penstock.api.errors import bad, unavailable
@@ -46,7 +47,7 @@ async def health(front: Front, call: Call) -> None:
 
 
 async def version(front: Front, call: Call) -> None:
-    await call.reply(200, encode(Version(version=front.config.version)))
+    await call.reply(200, encode(Version(version=__version__)))
 
 
 async def load(front: Front, call: Call) -> None:

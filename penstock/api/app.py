@@ -1,5 +1,7 @@
 """The ASGI application: routes, keys, request ids, and errors in OpenAI's shape. Built over a home; owns no engine."""
 
+import asyncio
+import contextlib
 import hmac
 import logging
 import secrets
@@ -43,6 +45,9 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/openapi.json", admin.openapi),
 )
 
+#: How long the client may take for the error that ends its stream.
+_LAST_WORDS_S = 5.0
+
 _KEYED = ("/v1/", "/tokenize", "/detokenize")
 
 
@@ -84,8 +89,11 @@ class _Endpoint:
 
 async def _fail(call: Call, error: ApiError) -> None:
     if call.started:
-        await call.write(error_frames(error))
-        await call.end()
+        # Perhaps it failed because the client does not read: then it will not read this either.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await call.write(error_frames(error))
+                await call.end()
     else:
         await call.reply(error.status, error.body(), headers=error.headers)
 

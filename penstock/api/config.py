@@ -12,8 +12,6 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Names by which clients may call the model; the first is the one reported.
     served_names: tuple[str, ...]
-    #: Of penstock, for /version.
-    version: str
     #: Folder with tokenizer.json and its configuration; None: ids and UTF-8 bytes stand for text (null engine).
     model_folder: Path | None = None
     #: Bearer token that /v1, /tokenize and /detokenize ask for; "" asks for none.

@@ -94,11 +94,11 @@ class Front:
         try:
             for tokens, sampling in asks:
                 streams.append(self._stream(call, request, slo, tokens, sampling))
-        except (Busy, Unavailable) as error:
+        except Busy as error:
             for stream in streams:
                 stream.close()
             self.ledger.refused(len(asks), slo)
-            refuse = busy if isinstance(error, Busy) else unavailable
+            refuse = unavailable if isinstance(error, Unavailable) else busy
             raise refuse(error.reason, error.retry_s) from None
         return [
             Choice(

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from penstock import __version__
 from penstock.api import protocol
 from penstock.api.config import FrontConfig
 from penstock.api.errors import ErrorBody
@@ -53,7 +54,7 @@ def document(config: FrontConfig) -> Doc:
         "openapi": "3.1.0",
         "info": {
             "title": "Penstock",
-            "version": config.version,
+            "version": __version__,
             "description": "OpenAI-compatible serving of a generative model to a service-level objective.",
         },
         "paths": _paths(keyed),

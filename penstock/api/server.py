@@ -10,6 +10,14 @@ from starlette.types import ASGIApp
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leaves signal handlers alone: the caller has its own."""
@@ -47,8 +55,8 @@ async def serve(
         timeout_keep_alive=int(keep_alive_s),
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    server = _Server(config)
-    watcher = asyncio.create_task(_watch(server, stop, lambda: on_ready(listener.getsockname()[1])))
+    server = _Server(config, lambda: on_ready(listener.getsockname()[1]))
+    watcher = asyncio.create_task(_watch(server, stop))
     try:
         await server.serve(sockets=[listener])
     finally:
@@ -56,11 +64,7 @@ async def serve(
         listener.close()
 
 
-async def _watch(server: uvicorn.Server, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
-    # uvicorn has no event to wait for.
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
-    on_ready()
+async def _watch(server: uvicorn.Server, stop: asyncio.Event) -> None:
     await stop.wait()
     server.should_exit = True
 

@@ -1,0 +1,125 @@
+"""A home without an engine, in the driver's shape: what it says is a script."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from penstock.core.events import Load
+from penstock.core.slo import Slo
+from penstock.drivers.home import Busy, Chunk, JobFailed, Unavailable
+from penstock.engine.base import EngineInfo
+from penstock.engine.params import Logprobs, Sampling
+
+INFO = EngineInfo(
+    model="fake",
+    vocab=50_000,
+    max_len=1000,
+    pages=100,
+    page_tokens=16,
+    block_tokens=16,
+    kv_bytes_per_token=64,
+    dtype="float32",
+    device="cpu",
+    threads=1,
+    eos_token_ids=[0],
+)
+
+Script = Callable[["Asked"], Sequence[Chunk | Exception | float]]
+
+
+class Asked:
+    """What a job was submitted with."""
+
+    def __init__(self, tokens: list[int], sampling: Sampling, slo: Slo, priority: int, deadline_s, tenant: str) -> None:
+        self.tokens = tokens
+        self.sampling = sampling
+        self.slo = slo
+        self.priority = priority
+        self.deadline_s = deadline_s
+        self.tenant = tenant
+
+
+class FakeStream:
+    def __init__(self, home: "FakeHome", id: int, steps: Sequence[Chunk | Exception | float]) -> None:
+        self.id = id
+        self.closed = False
+        self._home = home
+        self._steps = iter(steps)
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """Numbers in a script are pauses in seconds."""
+        for step in self._steps:
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, Chunk):
+                await asyncio.sleep(0)
+                return step
+            await asyncio.sleep(step)
+        raise StopAsyncIteration
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._home.open.discard(self.id)
+
+
+class FakeHome:
+    """`script` says what a job's stream yields; `refuse` is raised at the next submissions."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.reset()
+        self.script = script or echo
+
+    def reset(self) -> None:
+        self.info: EngineInfo | None = INFO
+        self.state = "ready"
+        self.state_reason = ""
+        self.capacity = Load(waiting=1, running=2, pages=100, pages_free=75)
+        self.script: Script = echo
+        self.refuse: Busy | Unavailable | None = None
+        self.asked: list[Asked] = []
+        self.open: set[int] = set()
+
+    def submit(self, tokens, sampling, *, slo=Slo(), priority=0, deadline_s=None, tenant="") -> FakeStream:
+        if self.refuse is not None:
+            raise self.refuse
+        asked = Asked(tokens, sampling, slo, priority, deadline_s, tenant)
+        self.asked.append(asked)
+        id = len(self.asked)
+        self.open.add(id)
+        return FakeStream(self, id, self.script(asked))
+
+    def predict(self, prompt: int, tokens: int) -> tuple[float, float]:
+        return 0.1, 0.01
+
+
+def say(tokens: Sequence[int], finish: str = "stop", logprobs: int | None = None, pause_s: float | None = None) -> list:
+    """Chunks of one token each. A finish of "stop" adds the EOS token 0, as engines do."""
+    ids = [*tokens, 0] if finish == "stop" else [*tokens]
+    steps: list[Chunk | float] = []
+    for index, token in enumerate(ids):
+        if pause_s is not None:
+            steps.append(pause_s)
+        entries = None if logprobs is None else [_logprobs(token, logprobs)]
+        steps.append(Chunk([token], entries, finish if index == len(ids) - 1 else None))
+    return steps
+
+
+def text(words: str, **how) -> Script:
+    """Says `words`, one byte a token."""
+    return lambda asked: say(list(words.encode()), logprobs=asked.sampling.logprobs, **how)
+
+
+def echo(asked: Asked) -> list:
+    """Says the prompt's first tokens again, up to max_tokens."""
+    tokens = asked.tokens[: min(20, asked.sampling.max_tokens)]
+    return say(tokens, "length" if len(tokens) == asked.sampling.max_tokens else "stop", asked.sampling.logprobs)
+
+
+def _logprobs(token: int, top: int) -> Logprobs:
+    return Logprobs(-0.5, [(token + index, -0.5 - index) for index in range(top)])
+
+
+__all__ = ["INFO", "Asked", "Busy", "Chunk", "FakeHome", "JobFailed", "Unavailable", "echo", "say", "text"]

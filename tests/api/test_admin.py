@@ -1,0 +1,107 @@
+"""The small endpoints, request ids, and the metrics' text."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from fake_home import FakeHome, JobFailed, say
+from prometheus_client.parser import text_string_to_metric_families
+from serving import running
+
+from penstock import __version__
+from penstock.api.config import FrontConfig
+
+
+def test_models(server: str) -> None:
+    names = [card["id"] for card in httpx.get(f"{server}/v1/models").json()["data"]]
+    assert names == ["fake", "fake-alias"]
+    card = httpx.get(f"{server}/v1/models/fake-alias").json()
+    assert (card["id"], card["max_model_len"], card["object"]) == ("fake-alias", 1000, "model")
+    assert httpx.get(f"{server}/v1/models/other").status_code == 404
+
+
+def test_models_with_a_slash_in_the_name(home: FakeHome) -> None:
+    with running(home, FrontConfig(served_names=("org/model",))) as (url, _):
+        assert httpx.get(f"{url}/v1/models/org/model").json()["id"] == "org/model"
+
+
+@pytest.mark.parametrize("path", ["/health", "/ping"])
+def test_health_is_200_only_when_ready(server: str, home: FakeHome, path: str) -> None:
+    assert httpx.get(server + path).status_code == 200
+    for state in ("starting", "restarting", "draining", "stopped", "failed"):
+        home.state, home.state_reason = state, "because"
+        reply = httpx.get(server + path)
+        assert reply.status_code == 503
+        assert reply.json()["error"]["code"] == state
+        assert "because" in reply.json()["error"]["message"]
+
+
+def test_version_and_load(server: str) -> None:
+    assert httpx.get(f"{server}/version").json() == {"version": __version__}
+    assert httpx.get(f"{server}/load").json() == {"server_load": 0}
+
+
+def test_tokenize_and_back(server: str) -> None:
+    body = httpx.post(f"{server}/tokenize", json={"prompt": "hé", "return_token_strs": True}).json()
+    assert body == {"count": 3, "max_model_len": 1000, "tokens": [104, 195, 169], "token_strs": ["h", "�", "�"]}
+    assert httpx.post(f"{server}/detokenize", json={"tokens": body["tokens"]}).json() == {"prompt": "hé"}
+    chat = {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": True}
+    assert httpx.post(f"{server}/tokenize", json=chat).json()["count"] == len("user: a\nassistant:")
+    for wrong in ({}, chat | {"prompt": "a"}):
+        assert httpx.post(f"{server}/tokenize", json=wrong).status_code == 400
+
+
+def test_request_ids_are_echoed_or_made(server: str) -> None:
+    assert httpx.get(f"{server}/version", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = {httpx.get(f"{server}/nowhere").headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+    assert httpx.get(f"{server}/version", headers={"x-request-id": "y" * 200}).headers["x-request-id"] != "y" * 200
+
+
+def metrics(url: str) -> dict[tuple[str, str], float]:
+    """(sample name, its labels but the model's) -> value. The parser checks the format."""
+    found = {}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        for sample in family.samples:
+            assert sample.labels.pop("model_name") == "fake"
+            found[sample.name, ",".join(sample.labels.values())] = sample.value
+    return found
+
+
+@pytest.fixture
+def fresh(home: FakeHome) -> Iterator[str]:
+    """A server that has counted nothing yet."""
+    with running(home, FrontConfig(served_names=("fake",))) as (url, _):
+        yield url
+
+
+def test_metrics_under_both_names(fresh: str, home: FakeHome) -> None:
+    server = fresh
+    ask = {"prompt": "hello", "max_tokens": 4}
+    assert httpx.post(f"{server}/v1/completions", json=ask).status_code == 200
+    httpx.post(f"{server}/v1/completions", json=ask, headers={"x-slo-ttft-ms": "0.0001"})
+    home.script = lambda asked: [JobFailed("dropped", "late")]
+    httpx.post(f"{server}/v1/completions", json=ask)
+    got = metrics(server)
+    for prefix in ("penstock_", "vllm:"):
+        assert got[prefix + "num_requests_running", ""] == 2
+        assert got[prefix + "num_requests_waiting", ""] == 1
+        assert got[prefix + "kv_cache_usage_perc", ""] == 0.25
+        assert got[prefix + "prompt_tokens_total", ""] == 15
+        assert got[prefix + "generation_tokens_total", ""] == 8
+        assert got[prefix + "request_success_total", "length"] == 2
+        assert got[prefix + "request_success_total", "error"] == 1
+        assert got[prefix + "time_to_first_token_seconds_count", ""] == 2
+        assert got[prefix + "inter_token_latency_seconds_count", ""] == 6
+        assert got[prefix + "request_time_per_output_token_seconds_count", ""] == 2
+        assert got[prefix + "e2e_request_latency_seconds_count", ""] == 2
+        assert got[prefix + "request_prompt_tokens_sum", ""] == 15
+        assert got[prefix + "request_generation_tokens_sum", ""] == 8
+    outcomes = {name: got["penstock_requests_total", name] for name in ("good", "late", "dropped", "rejected", "failed")}
+    assert outcomes == {"good": 1, "late": 1, "dropped": 1, "rejected": 0, "failed": 0}
+
+
+def test_a_finished_answer_is_no_load(server: str, home: FakeHome) -> None:
+    home.script = lambda asked: say([65])
+    httpx.post(f"{server}/v1/completions", json={"prompt": "a", "n": 3})
+    assert httpx.get(f"{server}/load").json() == {"server_load": 0}
