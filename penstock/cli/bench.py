@@ -44,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="bench_verb", required=True, metavar="serve|report")
     serve = verbs.add_parser("serve", help="load a running server and report latencies, throughput and goodput")
     _server_arguments(serve.add_argument_group("server"))
-    _workload_arguments(serve.add_argument_group("workload"))
-    _arrival_arguments(serve.add_argument_group("arrivals"))
+    workload_arguments(serve.add_argument_group("workload"))
+    arrival_arguments(serve.add_argument_group("arrivals"))
     _request_arguments(serve.add_argument_group("requests"))
-    _report_arguments(serve.add_argument_group("report"))
-    _result_arguments(serve.add_argument_group("output"))
+    report_arguments(serve.add_argument_group("report"))
+    result_arguments(serve.add_argument_group("output"))
     again = verbs.add_parser("report", help="print the report of a saved run, judged by another SLO if one is given")
     again.add_argument("result", help="JSON file that `bench serve --save-result` wrote")
-    _report_arguments(again)
+    report_arguments(again)
     again.add_argument("--plot", metavar="PNG", help="draw latencies over time and their distributions")
 
 
@@ -75,7 +75,7 @@ def _server_arguments(group: Any) -> None:
     group.add_argument("--model", default="", help="default: the first that /v1/models names")
 
 
-def _workload_arguments(group: Any) -> None:
+def workload_arguments(group: Any) -> None:
     group.add_argument("--dataset-name", choices=["random", "trace", "prefix_repetition"], default="random")
     group.add_argument(
         "--dataset-path",
@@ -96,7 +96,7 @@ def _workload_arguments(group: Any) -> None:
     group.add_argument("--max-output-len", type=int, help="longer answers are cut, after scaling")
 
 
-def _arrival_arguments(group: Any) -> None:
+def arrival_arguments(group: Any) -> None:
     group.add_argument(
         "--arrival",
         choices=arrivals.KINDS,
@@ -121,7 +121,7 @@ def _request_arguments(group: Any) -> None:
     )
 
 
-def _report_arguments(group: Any) -> None:
+def report_arguments(group: Any) -> None:
     group.add_argument(
         "--goodput", nargs="+", default=[], metavar="METRIC:TARGET", help="SLO: ttft:200 (ms), tpot:50 e2e:2s, ttft:3x"
     )
@@ -132,7 +132,7 @@ def _report_arguments(group: Any) -> None:
     group.add_argument("--metric-percentiles", type=_percentiles, default="50,90,99")
 
 
-def _result_arguments(group: Any) -> None:
+def result_arguments(group: Any) -> None:
     group.add_argument("--save-result", action="store_true", help="write JSON with every request")
     group.add_argument("--result-dir", default=".")
     group.add_argument("--result-filename", help="default: made of model and time")
@@ -190,7 +190,7 @@ async def _serve(args: argparse.Namespace) -> int:
     if args.plot is not None:
         plot.check()
     slo = Slo.parse(" ".join(args.goodput))
-    requests, said = _requests(args)
+    requests, said = workload(args)
     if args.warmup.get("warmup_requests", 0) >= len(requests):
         raise ValueError(f"--warmup leaves out all {len(requests)} requests; see --num-prompts")
     key = os.environ.get("OPENAI_API_KEY")
@@ -262,7 +262,7 @@ def _conclude(run: _Run, sender: Client, records: list[Record], slo: Slo) -> int
         result.save(result.Result(run=plain, summary=summary, client=late, records=records), path)
         print(f"Every request is in {path}")
     if args.plot is not None:
-        _plot(records, slo, args.plot or os.path.splitext(path)[0] + ".png")
+        draw(records, slo, args.plot or os.path.splitext(path)[0] + ".png")
     return 0 if any(r.outcome == COMPLETED for r in records) else 1
 
 
@@ -273,16 +273,16 @@ def _report(args: argparse.Namespace) -> int:
     title = str(saved.run.get("model", "Saved run"))
     print(report.render(summary, title=title, metrics=args.percentile_metrics, notes=_lateness_said(saved.client)))
     if args.plot:
-        _plot(saved.records, slo, args.plot)
+        draw(saved.records, slo, args.plot)
     return 0 if any(r.outcome == COMPLETED for r in saved.records) else 1
 
 
-def _plot(records: list[Record], slo: Slo, path: str) -> None:
+def draw(records: list[Record], slo: Slo, path: str) -> None:
     plot.plot(records, slo, path)
     print(f"Latencies are drawn in {path}")
 
 
-def _requests(args: argparse.Namespace) -> tuple[list[Request], str]:
+def workload(args: argparse.Namespace) -> tuple[list[Request], str]:
     """The workload with its arrival times, and what is to be said about it."""
     kind = _arrival_kind(args)
     requests, said = _dataset(args, kind)

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 
 from penstock.core.cluster import ClusterConfig
-from penstock.core.commands import ClusterCommand, InstanceCommand
-from penstock.core.events import ClusterEvent, InstanceEvent
+from penstock.core.commands import ClusterCommand, InstanceCommand, Run
+from penstock.core.events import ClusterEvent, InstanceEvent, StepDone, Submitted
 from penstock.core.instance import InstanceConfig
+from penstock.core.step import Features, features
 from penstock.policies.bundles import make_cluster, make_instance
 
 FORMAT = 1
@@ -115,3 +116,33 @@ def replay(path: Path) -> Replay:
         events += 1
         commands += len(replayed)
     return Replay(events, commands, None)
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """What a log of an instance says about time, for a cost model."""
+
+    config: InstanceConfig
+    #: Features of each step, and from the command to run it to the report that it is done, in ns.
+    steps: list[tuple[Features, int]]
+    #: From a job's arrival at its home to the core, ns, each.
+    delays: list[int]
+
+
+def observe(path: Path) -> Observed:
+    """Read step times and message delays. Raises ValueError if the log is not that of an instance."""
+    header, entries = read(path)
+    if header.instance is None:
+        raise ValueError(f"{path} is the log of a cluster; step times are in the .instance files beside it")
+    began: dict[int, tuple[Features, int]] = {}
+    found = Observed(header.instance, [], [])
+    for entry in entries:
+        event = entry.event
+        if isinstance(event, StepDone) and event.seq in began:
+            what, issued = began.pop(event.seq)
+            found.steps.append((what, entry.now - issued))
+        elif isinstance(event, Submitted):
+            found.delays.append(max(0, entry.now - event.spec.arrival))
+        for command in entry.commands:
+            if isinstance(command, Run):
+                began[command.plan.seq] = (features(command.plan), entry.now)
+    return found
