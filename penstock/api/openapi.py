@@ -88,7 +88,7 @@ def _generate(name: str, request: str, response: str, keyed: list[Doc]) -> Doc:
         _header("x-slo-e2e-ms", "Promise: arrival to last token, in ms, or a multiple (3x)", _TARGET),
         _header("x-deadline-ms", "Drop the request if it cannot be done within so long", _WHOLE),
     ]
-    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    operation["responses"]["200"]["content"]["text/event-stream"] = {}
     return operation
 
 
