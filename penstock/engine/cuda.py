@@ -7,6 +7,7 @@ It allocates no page and samples nothing. Everything but the recording itself al
 
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -61,18 +62,28 @@ class Cuda:
         """
         self._width = width
         steps = {size: pad(_NO_JOBS, size, width) for size in reversed(SIZES)}  # the largest first: it sizes the memory
-        self._logits = self.forward(model, steps[SIZES[-1]], kv).clone()
         graphs = {}
-        for size, step in steps.items():
-            flat = self._upload(pack(step))
-            graphs[size] = flat, self._record(self._decode_into(self._logits[:size], model, step, flat, kv))
+        with self._on_device():
+            self._logits = self._eager(model, steps[SIZES[-1]], kv).clone()
+            for size, step in steps.items():
+                flat = self._upload(pack(step))
+                graphs[size] = flat, self._record(self._decode_into(self._logits[:size], model, step, flat, kv))
         self._graphs = graphs
 
     def forward(self, model: nn.Module, step: Step, kv: Kv) -> Tensor:
         """As in `Backend`. The logits of a replayed step are overwritten by the next forward."""
-        size = graph_size(step) if self._graphs else None
-        if size is None:
-            return self._call(model, step, self._upload(pack(step)), kv)
+        with self._on_device():
+            size = graph_size(step) if self._graphs else None
+            logits = self._eager(model, step, kv) if size is None else self._replay(step, size)
+            if not len(step.emit) and self.device.type == "cuda":
+                # Nobody will wait for logits, and the step is not done before its work is.
+                torch.cuda.current_stream().synchronize()
+            return logits
+
+    def _eager(self, model: nn.Module, step: Step, kv: Kv) -> Tensor:
+        return self._call(model, step, self._upload(pack(step)), kv)
+
+    def _replay(self, step: Step, size: int) -> Tensor:
         flat, replay = self._graphs[size]
         flat.copy_(self._pinned(pack(pad(step, size, self._width))), non_blocking=True)
         replay()
@@ -95,6 +106,7 @@ class Cuda:
         out, _ = paged_attention(q, keys, values, batch, scale, self._splits_of(step.decodes, keys.shape[1]))
         return out
 
+    @torch.inference_mode()
     def kv_budget_bytes(self, model: nn.Module, kv: Kv, step_tokens: int, share: float) -> int:
         """Bytes for KV pages, if the process is to use no more than `share` of the device's memory: what is left
         beside a step of `step_tokens`, which is run to see. `kv` may be of one page."""
@@ -114,6 +126,10 @@ class Cuda:
         self._live = live = _Resident(step, flat)
         ids, positions, emit = (array.long() for array in (live.ids, live.positions, live.emit))
         return call_model(model, ids, positions, emit, Paged(self, step, kv))
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the calling thread's current device, whatever its tensors are on."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _splits_of(self, decodes: int, kv_heads: int) -> int:
         return self._splits or choose_splits(padded(decodes), kv_heads, self._processors)
@@ -135,8 +151,8 @@ class _Resident:
         parts = torch.split(flat, [getattr(step, name).size for name in ARRAYS])
         self.ids, self.positions, self.slots, self.emit, self.query_start, self.contexts, tables = parts
         self.tables = tables.view(step.tables.shape)
-        #: From the first layer's attention on.
-        self.tiles: Tensor | None = None
+        #: From the first layer's attention on; at once where there are none, as nothing can be uploaded in a recording.
+        self.tiles = flat[:0].view(0, 2) if step.decodes == len(step.contexts) else None
 
 
 class _GraphRecorder:

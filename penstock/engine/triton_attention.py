@@ -82,11 +82,11 @@ def paged_attention(
     """Attention of q [tokens, heads, head_dim] over one layer's keys [pages, kv_heads, page_tokens, head_dim] and
     values [pages, kv_heads, page_tokens, value_dim].
 
-    Returns out [tokens, heads, value_dim] in q's dtype and the natural log-sum-exp of the scores [tokens, heads]
-    in float32. A job's queries are the last tokens of its context, and none sees past itself; with `causal` False they
-    come after the context and see it whole (a part of it that another pool holds: see `merge.merge`). `splits` cuts
-    the contexts of `decodes`; where it is fixed, no row depends on what else is in the batch. Raises ValueError where
-    the kernel cannot serve the shapes or dtypes.
+    Returns out [tokens, heads, value_dim] in q's dtype and the natural log-sum-exp of the scores [tokens, heads] in
+    float32. A job's queries are the last tokens of its context, and none sees past itself (if they are more than the
+    context, the first see nothing); with `causal` False they come after the context and see it whole: a part of it
+    that another pool holds (see `merge.merge`). `splits` cuts the contexts of `decodes`; where it is fixed, no row
+    depends on what else is in the batch. Raises ValueError where the kernel cannot serve the shapes or dtypes.
     """
     _check(q, keys, values)
     out = torch.empty((*q.shape[:2], values.shape[3]), dtype=q.dtype, device=q.device)

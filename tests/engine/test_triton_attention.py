@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
@@ -26,6 +27,15 @@ from penstock.engine.triton_attention import (  # noqa: E402
 DEVICE = "cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda"
 #: float32 kernels differ from float64 by rounding alone; bf16 rounds probabilities and the result to 8 bits.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are tiny: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Case:
@@ -186,6 +196,11 @@ def test_no_context_gives_zero_and_weighs_nothing() -> None:
 
 def test_queries_after_the_context_see_it_whole() -> None:
     Case([(1, 9), (6, 4), (5, 40)]).check(splits=2, causal=False)
+
+
+def test_queries_before_the_context_see_nothing() -> None:
+    """Where another pool holds the keys of the first of them."""
+    Case([(1, 9), (6, 4), (40, 1)]).check(splits=2)
 
 
 @pytest.mark.parametrize("cut", [1, 16, 23])

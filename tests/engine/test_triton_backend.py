@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 
 import pytest
@@ -23,6 +24,15 @@ from penstock.engine.plain import Plain
 
 assert probe.AttentionInterface  # importing the probe registers our attention
 PAGE_TOKENS, PAGES = 4, 40
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are tiny: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def decode_step(jobs: int, pages: int = 3) -> Step:
