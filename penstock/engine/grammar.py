@@ -1,38 +1,14 @@
-"""Output that must match a grammar: JSON schemas, regular expressions and Lark grammars, through llguidance.
+"""Output that must match a grammar of llguidance. The front makes and checks grammars; here they are followed.
 
-The front makes and checks grammars here, the engine follows them. No tensors: a mask is an array of booleans.
+No tensors: a mask is an array of booleans.
 """
 
-import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer
-
-
-def from_json_schema(schema: dict[str, Any]) -> str:
-    """The grammar of JSON values that fit the schema. Raises ValueError if the schema cannot be honoured."""
-    return _checked(LLMatcher.grammar_from_json_schema(json.dumps(schema)))
-
-
-def from_regex(regex: str) -> str:
-    """The grammar of texts that the regular expression matches whole. Raises ValueError if it is not valid."""
-    return _checked(LLMatcher.grammar_from_regex(regex))
-
-
-def from_lark(lark: str) -> str:
-    """The grammar that a Lark text describes. Raises ValueError if it is not valid."""
-    return _checked(LLMatcher.grammar_from_lark(lark))
-
-
-def _checked(grammar: str) -> str:
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    if failed:
-        raise ValueError(messages[0])
-    return grammar
 
 
 class GrammarState:

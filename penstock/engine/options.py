@@ -16,7 +16,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
     dtype: str = "auto"
     #: "auto" is cuda where there is one, else cpu.
     device: str = "auto"
-    #: How steps are run: "plain" is the slow reference, any device; "cuda"; "auto" is the fastest for the device.
+    #: How steps are run: "cpu" or "cuda" on such a device; "plain" is the slow reference on any; "auto" the fastest.
     backend: str = "auto"
     #: The most tokens, prompt and output, of a job; None is what the model was made for.
     max_len: int | None = None

@@ -171,7 +171,7 @@ def verify(
         parts = _next_chunks(prompts, done, turn)
         logits = _run_chunks(model, backend, kv, pool, tables, parts, prompts)
         for job, start, count in parts:
-            _compare(model, logits[job], expected[job][start : start + count], start)
+            _compare(model, logits[job], expected[job][start : start + count], start, kv.keys.dtype)
             done[job] += count
         turn += 1
     for table in tables:
@@ -210,10 +210,10 @@ def _run_chunks(
     return dict(zip([job for job, _, _ in parts], split, strict=True))
 
 
-def _compare(model: nn.Module, got: Tensor, expected: Tensor, start: int) -> None:
+def _compare(model: nn.Module, got: Tensor, expected: Tensor, start: int, dtype: torch.dtype) -> None:
     """Float32 gives equal logits but for rounding; lower precision is held to a small share of their spread."""
     got, expected = got.double(), expected.double()
-    exact = dtype_of(model) in (torch.float32, torch.float64)
+    exact = dtype in (torch.float32, torch.float64)
     error = (got - expected).abs().max() if exact else (got - expected).square().mean().sqrt()
     spread = expected.std()
     limit = (1e-3 if exact else 5e-2) * spread

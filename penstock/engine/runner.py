@@ -15,6 +15,7 @@ from penstock.engine.grammar import Grammars, GrammarState
 from penstock.engine.params import Sampling
 from penstock.engine.pool import Pool, Table
 from penstock.engine.sampling import Pick, Row, sample
+from penstock.engine.warm import Point, warm
 
 
 class State:
@@ -89,6 +90,10 @@ class TransformersEngine:
 
     def used(self) -> int:
         return self._pool.used()
+
+    def warm(self, budget_s: float = 1.5) -> list[Point]:
+        """What steps cost, measured now (see `warm.warm`); the engine must be empty."""
+        return warm(self, budget_s)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[Output]:

@@ -1,6 +1,5 @@
 """From options to an engine that is ready: find, load, probe, make room. Says on the way what it is doing."""
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,9 @@ from penstock.engine import load, probe
 from penstock.engine.backend import ATTENTION, Backend, Kv
 from penstock.engine.base import EngineInfo
 from penstock.engine.grammar import Grammars
+from penstock.engine.host import cores, free_bytes
 from penstock.engine.hub import resolve
+from penstock.engine.noise import gumbel
 from penstock.engine.options import EngineOptions
 from penstock.engine.plain import Plain
 from penstock.engine.pool import Pool
@@ -27,7 +28,7 @@ _JOBS = 256
 def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda text: None) -> TransformersEngine:
     """Load a model and make it ready. Raises Unsupported (a ValueError) if it cannot be served, FileNotFoundError if
     it is not there, ValueError if the options cannot be met; each says what to change."""
-    threads = options.threads or len(os.sched_getaffinity(0))
+    threads = options.threads or cores()
     torch.set_num_threads(threads)
     say(f"loading {options.model}")
     folder = resolve(options.model, options.download_dir, weights=options.load_format != "dummy")
@@ -52,9 +53,14 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
     kv = make_kv(shape, pages, options.page_tokens, device, dtype)
     pool = Pool(pages, options.page_tokens, options.block_tokens, max_len)
     probe.verify(model, backend, kv, pool, prompts, expected)
+    notes = [f"backend {backend.name}"]
     if (cuda := as_cuda(backend)) is not None:
         say("recording decode steps")
-        cuda.capture(model, kv, pool.tables.shape[1])
+        try:
+            cuda.capture(model, kv, pool.tables.shape[1])
+        except RuntimeError as error:
+            notes.append(f"decode steps without CUDA graphs, which could not be recorded: {error}")
+    gumbel([0], [0], [0], vocab, device)  # what it compiles should not wait for the first request
     info = EngineInfo(
         model=options.model,
         vocab=vocab,
@@ -67,7 +73,7 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
         device=str(device),
         threads=threads,
         eos_token_ids=load.eos_token_ids(model),
-        notes=[f"backend {backend.name}"],
+        notes=notes,
     )
     return TransformersEngine(model, backend, kv, pool, info, Grammars(folder, vocab, info.eos_token_ids))
 
@@ -75,14 +81,18 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
 def choose_backend(name: str, device: torch.device) -> Backend:
     """The named backend; `auto` is the fastest for the device."""
     if name == "auto":
-        name = "cuda" if device.type == "cuda" else "plain"
+        name = {"cpu": "cpu", "cuda": "cuda"}.get(device.type, "plain")
     if name == "plain":
         return Plain(device)
-    if name == "cuda":
+    if name == device.type == "cpu":
+        from penstock.engine.cpu.backend import Cpu
+
+        return Cpu()
+    if name == device.type == "cuda":
         from penstock.engine.cuda import Cuda
 
         return Cuda(device)
-    raise ValueError(f"backend {name!r}: choose auto, plain or cuda")
+    raise ValueError(f"backend {name!r} on {device.type}: choose auto, plain, or one that has the device's name")
 
 
 def as_cuda(backend: Backend) -> "Cuda | None":
@@ -114,6 +124,4 @@ def _kv_bytes(options: EngineOptions, model: nn.Module, backend: Backend, shape:
         model.set_attn_implementation(ATTENTION)  # type: ignore[operator]
         little = make_kv(shape, 1, options.page_tokens, device, dtype)
         return cuda.kv_budget_bytes(model, little, min(options.step_tokens, max_len), options.memory_share)
-    with open("/proc/meminfo") as lines:
-        free_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return min((free_kib << 10) // 4, _JOBS * max_len * token_bytes(shape, dtype))
+    return min(free_bytes() // 4, _JOBS * max_len * token_bytes(shape, dtype))

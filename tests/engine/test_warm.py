@@ -4,12 +4,10 @@ from pathlib import Path
 
 import tiny
 
-from penstock.engine.warm import warm
-
 
 def test_points_cover_what_a_fit_needs(tmp_path: Path) -> None:
     engine = tiny.engine(tiny.build("Llama", tmp_path), pages=256)
-    points = warm(engine, budget_s=30)
+    points = engine.warm(budget_s=30)
     assert all(seconds > 0 for _, seconds in points)
     found = [f for f, _ in points]
     assert {f.new for f in found if not f.decodes} >= {8, 32, 128}
@@ -25,5 +23,5 @@ def test_points_cover_what_a_fit_needs(tmp_path: Path) -> None:
 
 def test_no_time_still_gives_something_and_leaves_nothing(tmp_path: Path) -> None:
     engine = tiny.engine(tiny.build("Llama", tmp_path), pages=20)
-    assert len(warm(engine, budget_s=0)) == 2
+    assert len(engine.warm(budget_s=0)) == 2
     assert engine.used() == 0
