@@ -1,0 +1,71 @@
+"""Linear layers with packed bfloat16 weights: half the bytes of float32, widened in registers as they are used.
+
+Arithmetic is float32 throughout: activations are not rounded, so results are at least as close to the exact ones as
+those of a bfloat16 layer.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from penstock.engine.cpu import kernels
+from penstock.engine.cpu.simd import LANES, PANEL, ROWS
+
+#: A thread's share of its second-level cache: what a ticket's weights, and a block's activations, may take.
+CACHE_BYTES = 256 << 10
+
+
+def can_pack(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.weight.dtype == torch.bfloat16 and module.in_features % 2 == 0
+
+
+def pack(weight: Tensor) -> Tensor:
+    """bfloat16 [outputs, inputs] to panels [outputs / PANEL, inputs / 2, PANEL, 2], the last filled up with zeros."""
+    short = -weight.shape[0] % PANEL
+    full = torch.cat([weight, weight.new_zeros(short, weight.shape[1])]) if short else weight
+    return full.view(-1, PANEL, weight.shape[1] // 2, 2).permute(0, 2, 1, 3).contiguous()
+
+
+def alternate(gate: Tensor, up: Tensor) -> Tensor:
+    """Rows of two matrices in turn, LANES of each, so that a panel holds both factors of a gated product."""
+    short = -gate.shape[0] % LANES
+    parts = [nn.functional.pad(part, (0, 0, 0, short)).view(-1, 1, LANES, part.shape[1]) for part in (gate, up)]
+    return torch.cat(parts, 1).view(-1, gate.shape[1])
+
+
+class Packed:
+    """A packed matrix and its bias. `mode` is what becomes of the product (see `kernels`)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, mode: int = kernels.STORE) -> None:
+        self.weights = pack(weight)
+        self.outputs, self.inputs = weight.shape[0] // (2 if mode == kernels.SILU_MUL else 1), weight.shape[1]
+        self.panels = len(self.weights)
+        self.bias = torch.zeros(self.panels * PANEL)
+        if bias is not None:
+            self.bias[: len(bias)] = bias
+        self.mode = mode
+        self.width = self.panels * (LANES if mode == kernels.SILU_MUL else PANEL)
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """float32 x [rows, inputs], contiguous, to float32 [rows, outputs]; into (or onto) `out` [rows, width]."""
+        rows = len(x)
+        if out is None:
+            out = torch.empty(rows, self.width)
+        block = max(ROWS, CACHE_BYTES // (4 * self.inputs) // ROWS * ROWS)
+        chunk = max(1, min(CACHE_BYTES // (2 * PANEL * self.inputs), self.panels // (4 * torch.get_num_threads())))
+        kernels.linear(
+            rows, x.data_ptr(), 4 * self.inputs, self.weights.data_ptr(), self.inputs // 2, self.panels,
+            out.data_ptr(), 4 * self.width, self.bias.data_ptr(), self.mode, 0, block, chunk,
+        )  # fmt: skip
+        return out if self.outputs == self.width else out[:, : self.outputs]
+
+
+class PackedLinear(nn.Module):
+    """In the place of an nn.Linear; takes any float, gives float32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.packed = Packed(linear.weight, linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).float().contiguous()
+        return self.packed(flat).view(*x.shape[:-1], self.packed.outputs)
