@@ -148,6 +148,20 @@ def test_warmup_is_left_out(records: list[Record], first: int, warmup_ms: int) -
     assert summary.window_s == alone.window_s
 
 
+def test_on_time_is_no_later_than_due() -> None:
+    # Due after 30, 38 and 46 ms; the second delivery brings two tokens, one of them due before.
+    assert record(0, 10, [40, 48, 56]).on_time(SLO) == 3
+    assert record(0, 10, [40, 48.001, 56.001]).on_time(SLO) == 1
+    assert record(0, 10, [40, 50], counts=[1, 2]).on_time(SLO) == 2
+    assert record(0, 10, [40], counts=[100]).on_time(SLO) == 100
+
+
+def test_a_target_just_met_is_met() -> None:
+    assert record(0, 10, [40, 48]).good(SLO)
+    assert not record(0, 10, [40.001, 48]).good(SLO)
+    assert not record(0, 10, [40, 48.001]).good(SLO)
+
+
 def test_no_slo_no_goodput() -> None:
     assert summarize([record(0, 0, [1, 2])]).goodput is None
 

@@ -25,6 +25,8 @@ class Script:
     error_after: int | None = None
     error_code: int = 500
     cut_after: int | None = None
+    #: After so many tokens the stream ends in good order, but without an end of the answer.
+    end_after: int | None = None
     #: Tokens in each chunk.
     per_chunk: int = 1
     usage: bool = True
@@ -128,6 +130,8 @@ class FakeServer:
             if script.cut_after is not None and at >= script.cut_after:
                 assert request.transport is not None
                 request.transport.abort()
+                return response
+            if script.end_after is not None and at >= script.end_after:
                 return response
             words = " the" * min(script.per_chunk, tokens - at)
             await event({"choices": [{"delta": {"content": words}} if chat else {"text": words}]})

@@ -60,6 +60,7 @@ async def test_no_usage() -> None:
         (Script(error_after=2), "failed", "engine said no", 2),
         (Script(error_after=0, error_code=503), "dropped", "engine said no", 0),
         (Script(error_after=1, error_code=429), "rejected", "engine said no", 1),
+        (Script(end_after=2), "failed", "ended before the answer", 2),
         (Script(cut_after=3, gap_s=0.01), "failed", "ClientPayloadError", 3),
     ],
 )

@@ -32,6 +32,11 @@ def test_a_named_block_is_the_same_wherever_it_stands() -> None:
     assert prompts.of(request(32, 1, 2), 0)[16:] == prompts.of(request(32, 3, 2), 1)[16:]
 
 
+def test_what_is_its_own_is_nobody_elses_block() -> None:
+    prompts = Prompts(500)
+    assert prompts.of(request(16), 7) != prompts.of(request(16, 7), 8)
+
+
 def test_symbols_are_spread_over_the_alphabet() -> None:
     drawn = Counter(Prompts(10, seed=2).of(request(5000), 0))
     assert sorted(drawn) == list(range(10))
