@@ -139,9 +139,15 @@ async def test_hanging_up(after: int) -> None:
 
 
 async def test_stop_ends_the_run_at_once() -> None:
-    async with FakeServer(lambda i, b: Script(gap_s=30)).running() as server:
+    async with FakeServer().running() as server:
         sender = Client(url(server), max_concurrency=2)
-        asyncio.get_running_loop().call_later(0.2, sender.stop)
+
+        def script(index: int, body: object) -> Script:
+            if index == 1:
+                asyncio.get_running_loop().call_soon(sender.stop)
+            return Script(gap_s=30)
+
+        server.script = script
         replies = await sender.run(calls(5))
     assert [r.outcome for r in replies] == ["cancelled"] * 2
 
