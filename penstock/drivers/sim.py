@@ -17,7 +17,6 @@ from penstock.core.events import (
     Arrived,
     ClusterEvent,
     Ended,
-    Executed,
     InstanceEvent,
     Joined,
     Reported,
@@ -28,6 +27,7 @@ from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
 from penstock.core.slo import SECOND
 from penstock.core.step import StepCost, StepPlan, features
+from penstock.drivers.local import carry_out, exceptions
 from penstock.engine.base import Output
 from penstock.engine.null import NullEngine, NullOptions, null_info
 from penstock.metrics.record import COMPLETED, FAILED, REJECTED, Record
@@ -138,8 +138,8 @@ class Simulation:
             case End(job, _, outcome, reason):
                 self._end(job, outcome, reason)
                 self._cluster.handle(Ended(job), self.now)
-            case _:
-                _to_engine(member.engine, command)
+            case Bind() | Release():
+                carry_out(member.engine, command)
 
     def _run(self, instance: int, member: _Member, plan: StepPlan) -> None:
         outputs = member.engine.run(plan)
@@ -148,15 +148,12 @@ class Simulation:
 
     def _done(self, instance: int, seq: int, outputs: list[Output]) -> None:
         seen = self.now + self._config.delay_ns
-        exceptions = []
         for output in outputs:
             if output.tokens:
                 self._records[output.job].times_ns.append(seen)
-            if output.finish is not None or not output.executed:
-                exceptions.append(Executed(output.job, output.executed, len(output.tokens), output.finish))
             if output.finish is not None:
                 self._finish(output.job, seen)
-        self._feed(instance, StepDone(seq, exceptions))
+        self._feed(instance, StepDone(seq, exceptions(outputs)))
 
     def _finish(self, job: int, seen: int) -> None:
         record = self._records[job]
@@ -166,15 +163,6 @@ class Simulation:
     def _end(self, job: int, outcome: str, reason: str) -> None:
         record = self._records[job]
         record.outcome, record.error, record.end_ns = outcome, reason, self.now
-
-
-def _to_engine(engine: NullEngine, command: InstanceCommand) -> None:
-    """Bind and Release are all that a null engine takes notice of."""
-    match command:
-        case Bind(job, keys):
-            engine.bind(job, keys)
-        case Release(job, forget):
-            engine.release(job, forget)
 
 
 def _keys(request: Request, block_tokens: int) -> tuple[int, ...]:

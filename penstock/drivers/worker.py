@@ -26,12 +26,13 @@ from penstock.core import laws
 from penstock.core.batch import Limits
 from penstock.core.commands import Bind, EngineCommand, Evict, InstanceCommand, Release, Report, Run, Share
 from penstock.core.commands import End as EndCommand
-from penstock.core.events import Cancelled, Executed, InstanceEvent, Named, StepDone, StepFailed, Submitted
+from penstock.core.events import Cancelled, InstanceEvent, Named, StepDone, StepFailed, Submitted
 from penstock.core.instance import Instance, InstanceConfig
 from penstock.core.step import StepPlan
 from penstock.cost.linear import Linear, fit
 from penstock.drivers import messages as m
 from penstock.drivers.keys import block_keys
+from penstock.drivers.local import carry_out, exceptions
 from penstock.drivers.log import Header, InstanceEntry, LogWriter
 from penstock.engine.base import Engine, Output
 from penstock.engine.null import NullEngine, NullOptions, null_info
@@ -110,14 +111,10 @@ class EngineThread(threading.Thread):
                 return self._step(plan)
             case m.Submit():
                 return self._add(command)
-            case Evict(key):
-                self._engine.evict(key)
-            case Bind(job, keys) if job not in self._broken:
-                self._engine.bind(job, keys)
-            case Share(job, key) if job not in self._broken:
-                self._engine.share(job, key)
-            case Release(job, forget) if job not in self._broken:
-                self._engine.release(job, forget)
+            case Evict():
+                carry_out(self._engine, command)
+            case Bind(job) | Share(job) | Release(job) if job not in self._broken:
+                carry_out(self._engine, command)
             case Release(job, True):
                 self._broken.discard(job)
             case Audit(used):
@@ -245,7 +242,7 @@ class Worker:
             return
         epochs = {o.job: job.epoch for o in done.outputs if (job := self._core.jobs.get(o.job)) is not None}
         self._deliver([(epochs[o.job], o) for o in done.outputs if o.tokens or o.finish if o.job in epochs])
-        self._feed(StepDone(done.seq, [e for o in done.outputs if (e := _exception(o)) is not None]), done.took_ns)
+        self._feed(StepDone(done.seq, exceptions(done.outputs)), done.took_ns)
         for output in done.outputs:
             self._name(output)
 
@@ -295,13 +292,6 @@ class Worker:
 
     def _send(self, message: m.ToHome) -> None:
         self._socket.send(self._encoder.encode(message))
-
-
-def _exception(output: Output) -> Executed | None:
-    """What the core must hear of an output: where it is not just one more token."""
-    if output.executed and output.finish is None and len(output.tokens) == 1:
-        return None
-    return Executed(output.job, output.executed, len(output.tokens), output.finish)
 
 
 def make_engine(options: EngineOptions | NullOptions, say: Callable[[str], None]) -> tuple[Engine, Linear]:
