@@ -64,6 +64,7 @@ class Cpu:
             half_width, 8, *weights, eps, threads=1 if rows < 16 else 0,
         )  # fmt: skip
         items, tables = self._plan(step, heads // kv_heads), step.tables
+        assert tables.strides[1] == tables.itemsize, "page tables must lie row by row"
         out = torch.empty(rows, heads, value_dim)
         kernels.attend(
             items.ctypes.data, len(items), q.data_ptr(), 4 * q.stride(0), out.data_ptr(), 4 * out.stride(0),

@@ -19,10 +19,11 @@ def can_pack(module: nn.Module) -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """bfloat16 [outputs, inputs] to panels [outputs / PANEL, inputs / 2, PANEL, 2], the last filled up with zeros."""
+    """bfloat16 [outputs, inputs] to panels of pairs, int32 [outputs / PANEL, inputs / 2, PANEL]; zeros fill the last."""
     short = -weight.shape[0] % PANEL
     full = torch.cat([weight, weight.new_zeros(short, weight.shape[1])]) if short else weight
-    return full.view(-1, PANEL, weight.shape[1] // 2, 2).permute(0, 2, 1, 3).contiguous()
+    pairs = full.contiguous().view(torch.int32).view(-1, PANEL, weight.shape[1] // 2)
+    return pairs.transpose(1, 2).contiguous()
 
 
 def alternate(gate: Tensor, up: Tensor) -> Tensor:
