@@ -99,7 +99,7 @@ def inspect(model: nn.Module, config: PretrainedConfig, max_len: int) -> Shape:
         model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=ids[0, -1:], paged=notes)
     except Exception as error:
         # Whatever a model's own code raises here: it is not made for an attention from outside.
-        raise Unsupported(f"{_ignores(config)} ({error})") from error
+        raise Unsupported(f"{_ignores(config)}; it says: {error}") from error
     layers = config.get_text_config().num_hidden_layers
     if not notes.layers:
         raise Unsupported(_ignores(config))
@@ -110,9 +110,7 @@ def inspect(model: nn.Module, config: PretrainedConfig, max_len: int) -> Shape:
 
 
 def _ignores(config: PretrainedConfig) -> str:
-    return (
-        f"model type {config.model_type!r} ignores transformers' attention interface, so that paged KV cannot reach it"
-    )
+    return f"model type {config.model_type!r} does not take its attention from transformers' interface, as we need"
 
 
 def _objections(notes: Notes, layers: int, max_len: int) -> list[tuple[bool, str]]:
@@ -150,8 +148,15 @@ def prompts(config: PretrainedConfig, vocab: int, max_len: int, room: int) -> li
 
 
 def reference(model: nn.Module, prompts: list[Int64]) -> list[Tensor]:
-    """Logits [n, vocab] of each prompt by the untouched model."""
+    """Logits [n, vocab] of each prompt by the untouched model. Raises Unsupported if it cannot even do that."""
     model.set_attn_implementation("eager")  # type: ignore[operator]
+    try:
+        return _run_untouched(model, prompts)
+    except Exception as error:
+        raise Unsupported(f"model type {model.config.model_type!r} fails on a prompt: {error}") from error  # type: ignore[union-attr]
+
+
+def _run_untouched(model: nn.Module, prompts: list[Int64]) -> list[Tensor]:
     with torch.inference_mode():
         return [
             model(input_ids=torch.from_numpy(p)[None].to(device_of(model)), use_cache=False).logits[0] for p in prompts

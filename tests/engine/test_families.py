@@ -1,6 +1,7 @@
 """Every supported family gives exactly transformers' own greedy tokens, however its work is cut and its pages lie."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ COUNT = 12
 class Case:
     """One family: its engine, prompts, and what transformers makes of them."""
 
-    def __init__(self, family: str, folder: Path) -> None:
-        tiny.build(family, folder)
+    def __init__(self, family: str, folder: Path, changes: dict[str, Any] | None = None) -> None:
+        tiny.build(family, folder, **(changes or {}))
         self.engine = tiny.engine(folder)
         self.driver = tiny.Driver(self.engine)
         self.prompts = tiny.prompts(LENGTHS)
@@ -173,3 +174,31 @@ class listen:
             state = next(s for r, s in states.items() if self.engine._pool.tables[r, 0] == first_page)
             self.logits.append((int(step.positions[row]), state.tokens.tolist(), value.clone()))
         return logits
+
+
+_MORE = {"vocab_size": tiny.VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 256,
+         "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # fmt: skip
+MORE: dict[str, dict[str, Any]] = {
+    "Cohere": _MORE,
+    "DeepseekV3": _MORE | {
+        "num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+        "v_head_dim": 12, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 1,
+    },
+    "GPT2": {
+        "vocab_size": tiny.VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "bos_token_id": None, "eos_token_id": None,
+    },
+    "Gemma": _MORE | {"head_dim": 16},
+    "Granite": _MORE | {"attention_multiplier": 0.3, "residual_multiplier": 0.5},
+    "Mixtral": _MORE | {"num_local_experts": 4},
+    "Phi": _MORE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", sorted(MORE))
+def test_other_families(family: str, tmp_path: Path) -> None:
+    """Experts, values narrower than keys, scales of their own, learned positions: all through the same interface."""
+    case = Case(family, tmp_path, MORE[family])
+    case.add_all()
+    case.check(chunk=11)
