@@ -5,7 +5,8 @@
 
 Prints how late requests were sent and how late the event loop was; with the fake server, which stamps each
 token with its own (same machine's) clock, also how long after it was written each token got its time. Says
-nothing of latencies.
+nothing of latencies. On a machine that is busy with other things it measures those: as root,
+`chrt -r 1 python bench/client_lateness.py` shows the client by itself.
 """
 
 import argparse

@@ -38,6 +38,7 @@ TOKENS_AHEAD_MAX = 4_000_000
 LATE_MS = 10.0
 #: Prompts that are sent outside the run come from another seed, so that they leave nothing useful in a cache.
 OTHER_SEED = 1_000_003
+CALIBRATION_TOKENS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,10 +180,12 @@ class _Run:
     async def calibrate(self) -> Idle:
         """Idle times from a few lone requests of the workload's range of lengths."""
         by_length = sorted(self.requests, key=lambda r: r.prompt_tokens)
-        picked = [by_length[round(q * (len(by_length) - 1))] for q in (0.5, 0.0, 0.5, 0.95, 0.25, 0.75)]
-        short = [msgspec.structs.replace(r, output_tokens=max(2, min(r.output_tokens, 16))) for r in picked]
-        idle = Idle.fit((await self.alone(short))[1:])
-        self.notes.append(f"Idle times, from {len(short) - 1} lone requests before the run: {idle}.")
+        picked = [by_length[round(q * (len(by_length) - 1))] for q in (0.0, 0.25, 0.5, 0.75, 0.95)]
+        tokens = min(CALIBRATION_TOKENS, max(r.output_tokens for r in self.requests))
+        lone = [msgspec.structs.replace(r, output_tokens=tokens, hash_ids=()) for r in picked]
+        # The first of all may find a cold server, and is left out.
+        idle = Idle.fit((await self.alone(lone[:1] + lone + lone))[1:])
+        self.notes.append(f"Idle times, from {2 * len(lone)} lone requests before the run: {idle}.")
         return idle
 
 

@@ -2,7 +2,8 @@
 
     idle TTFT = a + b x prompt tokens,  idle TPOT = c
 
-with a, b, c >= 0. Rough on purpose: it is the yardstick of a promise, not a predictor to schedule by.
+with a, b, c >= 0; of several requests of one length the quickest counts. Rough on purpose: it is the yardstick of a
+promise, not a predictor to schedule by.
 """
 
 from collections.abc import Iterable
@@ -27,8 +28,10 @@ class Idle(msgspec.Struct, frozen=True):
         done = [r for r in lone if r.outcome == COMPLETED and r.ttft_ns is not None]
         if not done:
             raise ValueError("no lone request was answered, so multiples of idle time mean nothing")
-        lengths = np.array([r.prompt_tokens for r in done], float)
-        ttft_ns = np.array([r.ttft_ns for r in done], float)
+        quickest: dict[int, int] = {}
+        for r in done:
+            quickest[r.prompt_tokens] = min(r.ttft_ns or 0, quickest.get(r.prompt_tokens, 1 << 62))
+        lengths, ttft_ns = np.array(list(quickest), float), np.array(list(quickest.values()), float)
         slope = 0.0 if lengths.std() == 0 else float(np.polyfit(lengths, ttft_ns, 1)[0])
         slope = min(max(slope, 0.0), float((ttft_ns / lengths).min()))
         tpots_ns = [r.tpot_ns for r in done if r.tpot_ns is not None]

@@ -91,7 +91,7 @@ def _heading(section: Section, width: int) -> str:
 
 def _latency_table(summary: Summary, metrics: Sequence[str]) -> list[str]:
     columns = ["mean", *(_percentile(p) for p in summary.percentiles)]
-    lines = [f"{' Latency in ms ':-^32}" + "".join(f"{' ' + name:->10}" for name in columns)]
+    lines = [" Latency ".center(_WIDTH, "-"), f"{'ms':<32}" + "".join(f"{name:>10}" for name in columns)]
     for name in metrics:
         short, meaning = METRICS[name]
         values = [row.value for row in _latency(name, summary.latency[name], summary.percentiles).rows]

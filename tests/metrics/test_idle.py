@@ -30,8 +30,8 @@ def test_never_negative() -> None:
 
 
 def test_one_length_and_failures() -> None:
-    idle = Idle.fit([lone(10, 30), lone(10, 40), lone(10, 9999, outcome="failed")])
-    assert (idle.ttft_base_ns, idle.ttft_token_ns) == (pytest.approx(35 * MS), 0)
-    assert "TTFT 35.00 ms" in str(idle)
+    idle = Idle.fit([lone(10, 30), lone(10, 40), lone(10, 1, outcome="failed")])
+    assert (idle.ttft_base_ns, idle.ttft_token_ns) == (pytest.approx(30 * MS), 0)
+    assert "TTFT 30.00 ms" in str(idle)
     with pytest.raises(ValueError, match="no lone request"):
         Idle.fit([lone(10, 30, outcome="failed")])

@@ -120,7 +120,7 @@ def test_synthesized_chat_with_relative_slo(server: FakeServer, capsys: pytest.C
     assert serve(server, *flags.split()) == 0
     text = capsys.readouterr().out
     assert "synthesized to match the Azure 2023 conversation trace" in text
-    assert "Idle times, from 5 lone requests before the run: TTFT" in text
+    assert "Idle times, from 10 lone requests before the run: TTFT" in text
     assert value(text, "Good, of all not cancelled") == "100.00"
     assert "-> ' the" in text
 
