@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from penstock.api.call import Call
+from penstock.api.call import Call, ClientGone
 from penstock.api.config import FrontConfig
 from penstock.api.errors import ApiError, bad, busy, unavailable
 from penstock.api.ledger import Answer, Ledger
@@ -100,11 +100,12 @@ class Front:
             self.ledger.refused(len(asks), slo)
             refuse = unavailable if isinstance(error, Unavailable) else busy
             raise refuse(error.reason, error.retry_s) from None
+        eos = self.info().eos_token_ids
         return [
             Choice(
                 index,
                 stream,
-                Reader(self.tokenizer.detokenizer(rules.skip_special), rules),
+                Reader(self.tokenizer.detokenizer(rules.skip_special), rules, eos),
                 self.ledger.begin(call.arrival_s, len(tokens), slo),
             )
             for index, (stream, (tokens, _)) in enumerate(zip(streams, asks, strict=True))
@@ -137,25 +138,34 @@ async def run(call: Call, choices: Sequence[Choice], writer: Writer, limit_s: fl
     The first choice that fails ends them all (ApiError); so does a client that leaves (ClientGone), and `limit_s`
     without progress.
     """
+    outcome = "failed"
     try:
         await call.guard(_run(call, choices, writer), limit_s)
-    except ExceptionGroup as group_error:
-        raise group_error.exceptions[0] from None
+    except (ClientGone, asyncio.CancelledError):
+        outcome = "cancelled"
+        raise
     finally:
-        # A task that is cancelled before it begins cleans up nothing.
+        # What has ended already stays as it is.
         for choice in choices:
             choice.stream.close()
-            choice.answer.fail("cancelled")
+            choice.answer.fail(outcome)
 
 
 async def _run(call: Call, choices: Sequence[Choice], writer: Writer) -> None:
     if len(choices) == 1:
         await _run_one(call, choices[0], writer.deliver)
     else:
+        await _run_all(call, choices, writer.deliver)
+    await writer.end()
+
+
+async def _run_all(call: Call, choices: Sequence[Choice], deliver: Deliver) -> None:
+    try:
         async with asyncio.TaskGroup() as group:
             for choice in choices:
-                group.create_task(_run_one(call, choice, writer.deliver))
-    await writer.end()
+                group.create_task(_run_one(call, choice, deliver))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 async def _run_one(call: Call, choice: Choice, deliver: Deliver) -> None:

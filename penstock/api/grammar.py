@@ -10,6 +10,9 @@ from llguidance import LLMatcher, grammar_from
 from penstock.api.errors import bad
 from penstock.api.protocol import JsonObject, ResponseFormat, SampledRequest
 
+#: Longer grammars take seconds to check, and the last ones are kept.
+CHARS_MAX = 1 << 16
+
 _SOURCES = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
@@ -27,6 +30,8 @@ async def grammar_of(request: SampledRequest) -> str:
 async def compiled(kind: str, source: Any, param: str) -> str:
     """The grammar of a wish: `kind` is json_schema, regex, choice or grammar. Large schemas take a while to check."""
     text = source if isinstance(source, str) else msgspec.json.encode(source).decode()
+    if len(text) > CHARS_MAX:
+        raise bad(f"{param} has {len(text)} characters, and at most {CHARS_MAX} are taken: simplify it.", param)
     grammar, error = await asyncio.to_thread(_check, kind, text)
     if error:
         raise bad(f"{param} is not a grammar that can be enforced: {error}", param, "invalid_grammar")

@@ -1,6 +1,6 @@
 """One answer's tokens to its text: detokenizes, finds stop strings, tells the end. No I/O, no JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -28,10 +28,12 @@ class Piece(msgspec.Struct):
 class Reader:
     """Turns an answer's chunks into pieces. After a piece with `finish` there is no other."""
 
-    def __init__(self, detokenizer: Detokenizer, rules: TextRules) -> None:
+    def __init__(self, detokenizer: Detokenizer, rules: TextRules, eos: Collection[int] = ()) -> None:
+        """`eos`: tokens that are not to be shown where they end the answer."""
         self._detokenizer = detokenizer
         self._scanner = StopScanner(rules.stops, rules.include_stop)
         self._rules = rules
+        self._eos = eos
         self._chars = 0
         #: Output tokens so far.
         self.tokens = 0
@@ -40,7 +42,7 @@ class Reader:
         """`finish` as in the driver's Chunk: "stop", "stop:<token id>" or "length"."""
         piece = Piece("", [], logprobs or (), [])
         for index, token in enumerate(tokens):
-            ends_here = finish is not None and finish.startswith("stop") and index == len(tokens) - 1
+            ends_here = finish is not None and index == len(tokens) - 1 and self._is_end(token, finish)
             piece.tokens.append(token)
             piece.offsets.append(self._chars)
             piece.text += self._feed(token, hidden=ends_here and not self._rules.include_stop)
@@ -49,6 +51,10 @@ class Reader:
         if finish is not None:
             self._finish(piece, finish)
         return piece
+
+    def _is_end(self, token: int, finish: str) -> bool:
+        """Whether the last token only ends the answer; where a grammar is complete it belongs to it."""
+        return finish.startswith("stop:") or (finish == "stop" and token in self._eos)
 
     def _feed(self, token: int, hidden: bool) -> str:
         self.tokens += 1

@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 from fake_home import FakeHome
 from starlette.applications import Starlette
 
@@ -40,3 +42,11 @@ def running(home: FakeHome, config: FrontConfig) -> Iterator[tuple[str, Starlett
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
         assert not thread.is_alive(), "the server did not stop"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it did not happen within 10 s")

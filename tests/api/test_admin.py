@@ -1,12 +1,13 @@
 """The small endpoints, request ids, and the metrics' text."""
 
+import contextlib
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from fake_home import FakeHome, JobFailed, say
 from prometheus_client.parser import text_string_to_metric_families
-from serving import running
+from serving import running, wait_for
 
 from penstock import __version__
 from penstock.api.config import FrontConfig
@@ -82,23 +83,31 @@ def test_metrics_under_both_names(fresh: str, home: FakeHome) -> None:
     httpx.post(f"{server}/v1/completions", json=ask, headers={"x-slo-ttft-ms": "0.0001"})
     home.script = lambda asked: [JobFailed("dropped", "late")]
     httpx.post(f"{server}/v1/completions", json=ask)
+    with contextlib.suppress(httpx.ReadTimeout):
+        home.script = lambda asked: [30.0]
+        httpx.post(f"{server}/v1/completions", json=ask, timeout=0.2)
+    wait_for(lambda: not home.open)
     got = metrics(server)
     for prefix in ("penstock_", "vllm:"):
         assert got[prefix + "num_requests_running", ""] == 2
         assert got[prefix + "num_requests_waiting", ""] == 1
         assert got[prefix + "kv_cache_usage_perc", ""] == 0.25
-        assert got[prefix + "prompt_tokens_total", ""] == 15
+        assert got[prefix + "prompt_tokens_total", ""] == 20
         assert got[prefix + "generation_tokens_total", ""] == 8
         assert got[prefix + "request_success_total", "length"] == 2
         assert got[prefix + "request_success_total", "error"] == 1
+        assert got[prefix + "request_success_total", "abort"] == 1
         assert got[prefix + "time_to_first_token_seconds_count", ""] == 2
         assert got[prefix + "inter_token_latency_seconds_count", ""] == 6
         assert got[prefix + "request_time_per_output_token_seconds_count", ""] == 2
         assert got[prefix + "e2e_request_latency_seconds_count", ""] == 2
-        assert got[prefix + "request_prompt_tokens_sum", ""] == 15
+        assert got[prefix + "request_prompt_tokens_sum", ""] == 20
         assert got[prefix + "request_generation_tokens_sum", ""] == 8
-    outcomes = {name: got["penstock_requests_total", name] for name in ("good", "late", "dropped", "rejected", "failed")}
-    assert outcomes == {"good": 1, "late": 1, "dropped": 1, "rejected": 0, "failed": 0}
+    outcomes = {
+        name: got["penstock_requests_total", name]
+        for name in ("good", "late", "dropped", "rejected", "failed", "cancelled")
+    }
+    assert outcomes == {"good": 1, "late": 1, "dropped": 1, "rejected": 0, "failed": 0, "cancelled": 1}
 
 
 def test_a_finished_answer_is_no_load(server: str, home: FakeHome) -> None:

@@ -5,7 +5,7 @@ import json
 import httpx
 import msgspec
 import pytest
-from fake_home import INFO, FakeHome, say, text
+from fake_home import INFO, Chunk, FakeHome, say, text
 from llguidance import LLMatcher
 
 from penstock.core.slo import Slo
@@ -163,6 +163,13 @@ def test_a_stop_token_is_not_shown_unless_asked_for(server: str, home: FakeHome)
     assert shown["message"]["content"] == "AB"
 
 
+def test_the_last_token_of_a_grammar_is_shown(server: str, home: FakeHome) -> None:
+    """Engines end an answer with "stop" when its grammar is complete, without an EOS token."""
+    home.script = lambda asked: [Chunk([ord("{")]), Chunk([ord("}")], None, "stop")]
+    choice = post(server, response_format={"type": "json_object"}).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("{}", "stop")
+
+
 def test_length(server: str) -> None:
     choice = post(server, max_tokens=3).json()["choices"][0]
     assert (choice["finish_reason"], choice["message"]["content"]) == ("length", "use")
@@ -184,7 +191,9 @@ def test_length(server: str) -> None:
         ({"response_format": {"type": "text"}, "structured_outputs": {"regex": "z"}}, b"z", b"a"),
     ],
 )
-def test_structured_output_becomes_a_grammar(server: str, home: FakeHome, wish: dict, matches: bytes, fails: bytes) -> None:
+def test_structured_output_becomes_a_grammar(
+    server: str, home: FakeHome, wish: dict, matches: bytes, fails: bytes
+) -> None:
     assert post(server, **wish).status_code == 200
     grammar = home.asked[0].sampling.grammar
     assert consumed(grammar, matches)
@@ -197,8 +206,8 @@ def consumed(grammar: str, answer: bytes) -> bool:
 
     class Bytes:
         eos_token_id, bos_token_id, unk_token_id = 256, None, None
-        tokens = [*(bytes([byte]) for byte in range(256)), b"<eos>"]
-        special_token_ids = [256]
+        tokens = (*(bytes([byte]) for byte in range(256)), b"<eos>")
+        special_token_ids = (256,)
 
         def __call__(self, text: bytes | str) -> list[int]:
             return list(text.encode() if isinstance(text, str) else text)
@@ -217,6 +226,7 @@ def consumed(grammar: str, answer: bytes) -> bool:
         ({"guided_grammar": "start: nowhere"}, "guided_grammar"),
         ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
         ({"guided_regex": "a", "guided_json": {}}, "guided_regex"),
+        ({"guided_regex": "a" * 70_000}, "guided_regex"),
     ],
 )
 def test_bad_grammars_are_refused(server: str, home: FakeHome, wish: dict, param: str) -> None:

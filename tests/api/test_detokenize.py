@@ -10,7 +10,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from penstock.api.tokenizer import FolderTokenizer, IdTokenizer, TextTokenizer
 
-CORPUS = ["the quick brown fox jumps over the lazy dog", "wörld größe naïve café", "日本語のテキスト", "🙂🙃 👩‍👩‍👧 done"] * 20
+CORPUS = [
+    "the quick brown fox jumps over the lazy dog",
+    "wörld größe naïve café",
+    "日本語のテキスト",
+    "🙂🙃 👩‍👩‍👧 done",
+] * 20
 
 
 def byte_level(folder: Path) -> Path:

@@ -116,7 +116,9 @@ def test_before_the_engine_is_there(server: str, home: FakeHome) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("outcome", "status"), [("failed", 500), ("dropped", 503), ("rejected", 429), ("cancelled", 503)])
+@pytest.mark.parametrize(
+    ("outcome", "status"), [("failed", 500), ("dropped", 503), ("rejected", 429), ("cancelled", 503)]
+)
 def test_jobs_that_end_before_their_first_token(
     server: str, home: FakeHome, outcome: str, status: int, stream: bool
 ) -> None:
@@ -149,9 +151,7 @@ def test_a_stream_that_just_ends_is_an_error(server: str, home: FakeHome) -> Non
     assert httpx.post(server + CHAT, json=HI).status_code == 500
 
 
-def test_a_bug_harms_one_request_and_is_logged(
-    server: str, home: FakeHome, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bug_harms_one_request_and_is_logged(server: str, home: FakeHome, caplog: pytest.LogCaptureFixture) -> None:
     home.script = lambda asked: [ZeroDivisionError("secret")] if asked.tokens == [66] else say([65])
     with caplog.at_level(logging.ERROR, "penstock.api"):
         reply = httpx.post(server + "/v1/completions", json={"prompt": "B"})

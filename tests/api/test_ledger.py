@@ -31,7 +31,9 @@ def ledger(clock: Clock) -> Ledger:
     return Ledger(lambda prompt, tokens: (0.1, 0.01), Metrics("m"))
 
 
-def answer(ledger: Ledger, clock: Clock, slo: str, ttft_s: float = 0.2, tpot_s: float = 0.02, tokens: int = 5) -> Answer:
+def answer(
+    ledger: Ledger, clock: Clock, slo: str, ttft_s: float = 0.2, tpot_s: float = 0.02, tokens: int = 5
+) -> Answer:
     """An answer of so many tokens at these latencies, that ended well."""
     found = ledger.begin(clock.now_s, 10, Slo.parse(slo))
     clock.now_s += ttft_s

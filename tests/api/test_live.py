@@ -1,30 +1,21 @@
-"""What time does to a request: clients that leave, stall or send slowly, servers that stop, and many streams at once."""
+"""What time does to a request: clients that leave, stall or send slowly, servers that stop, many streams at once."""
 
 import asyncio
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import httpx
-import pytest
 import msgspec
+import pytest
 from fake_home import INFO, Chunk, FakeHome, say, text
-from serving import running
+from serving import running, wait_for
 
 from penstock.api.config import FrontConfig
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "hi"}]}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    pytest.fail("it did not happen within 10 s")
 
 
 def connect(url: str) -> socket.socket:
@@ -52,7 +43,9 @@ def test_the_others_go_on(server: str, home: FakeHome) -> None:
     with connect(server) as client:
         client.sendall(request(b'{"prompt": "B"}', "/v1/completions"))
         wait_for(lambda: len(home.open) == 1)
-        other = threading.Thread(target=lambda: replies.append(httpx.post(f"{server}/v1/completions", json={"prompt": "A"})))
+        other = threading.Thread(
+            target=lambda: replies.append(httpx.post(f"{server}/v1/completions", json={"prompt": "A"}))
+        )
         replies: list[httpx.Response] = []
         other.start()
         wait_for(lambda: len(home.asked) == 2)

@@ -1,5 +1,7 @@
 """Stop strings found in pieces, against looking at the whole text character by character."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
 def test_same_as_naive_however_the_text_is_cut(text: str, stops: list[str], cuts: list[int], include: bool) -> None:
     scanner = StopScanner(stops, include)
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    shown = "".join(scanner.push(text[start:end]) for start, end in zip(edges, edges[1:], strict=False))
+    shown = "".join(scanner.push(text[start:end]) for start, end in pairwise(edges))
     if scanner.found is None:
         shown += scanner.end()
     assert (shown, scanner.found) == naive(text, stops, include)

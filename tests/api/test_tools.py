@@ -35,7 +35,10 @@ ANSWERS = {
     ("mistral", f"[TOOL_CALLS][{CALL}, {CALL}]"): ("", 2),
     ("mistral", f"Well [TOOL_CALLS] [{CALL}]"): ("Well ", 1),
     ("mistral", '[TOOL_CALLS]add{"a": 1, "b": [2, "</tool>"]}'): ("", 1),
-    ("mistral", '[TOOL_CALLS]add[ARGS]{"a": 1, "b": [2, "</tool>"]}[TOOL_CALLS]add[ARGS]{"a": 1, "b": [2, "</tool>"]}'): ("", 2),
+    (
+        "mistral",
+        '[TOOL_CALLS]add[ARGS]{"a": 1, "b": [2, "</tool>"]}[TOOL_CALLS]add[ARGS]{"a": 1, "b": [2, "</tool>"]}',
+    ): ("", 2),
     ("mistral", "[TOOL] calls [TOOL_CALLS"): ("[TOOL] calls [TOOL_CALLS", 0),
 }
 
@@ -84,7 +87,9 @@ def test_the_format_is_known_by_the_template() -> None:
         choose_parser("grok", "")
 
 
-TEMPLATE = "{% for tool in tools or [] %}<tool>{{ tool | tojson }}</tool>{% endfor %}{{ messages[-1].content }}<tool_call>"
+TEMPLATE = (
+    "{% for tool in tools or [] %}<tool>{{ tool | tojson }}</tool>{% endfor %}{{ messages[-1].content }}<tool_call>"
+)
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": SCHEMA}}]
 ASK = {"messages": [{"role": "user", "content": "1+1?"}], "tools": TOOLS}
@@ -164,7 +169,13 @@ def test_shared_definitions_stay_in_reach(url: str, home: FakeHome) -> None:
         ({"tools": [], "tool_choice": "required"}, "there are no tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "mul"}}}, "'mul', which is not among the tools"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "exclude each other"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}], "tool_choice": "required"}, "grammar"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "x"}}}],
+                "tool_choice": "required",
+            },
+            "grammar",
+        ),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(url: str, change: dict, says: str) -> None:
