@@ -18,12 +18,14 @@ from pathlib import Path
 import numba
 import torch
 
+from penstock.engine.cpu.simd import HAS_DOT, LANES
+
 HERE = Path(__file__).parent
 
 
 def cache_folder() -> str:
     """A folder for compiled kernels that changes with their source: numba itself sees only the file of a kernel."""
-    source = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py")))
+    source = b"".join(path.read_bytes() for path in sorted(HERE.glob("*.py"))) + repr((LANES, HAS_DOT)).encode()
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = Path("penstock") / hashlib.sha256(source).hexdigest()[:16]
     for base in (home, Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"):

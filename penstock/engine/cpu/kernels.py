@@ -112,36 +112,43 @@ def paired(b: Builder, w: Value, k: Value) -> Any:
 
 
 def emit_panel(b: Builder, rows: Value, x: Value, ldx: Value, w: Value, steps: Value, out: Value, ldo: Value,
-               bias: Value, mode: Value, *, weights: Any, x_step: int) -> None:  # fmt: skip
-    """Up to ROWS rows of x times one panel: out = (or +=, or silu(left half) * right half of) x w + bias."""
+               bias: Value, *, weights: Any, x_step: int) -> None:  # fmt: skip
+    """Up to ROWS rows of x times one panel, plus bias, to out."""
 
     def emit(n: int) -> None:
         start = [simd.load(b, b.add(bias, I64(c * 4 * LANES)), VF) for c in range(2)]
         acc = simd.accumulators(b, n, start)
         simd.outer_products(b, acc, [simd.at(b, x, r, ldx) for r in range(n)], steps, x_step, partial(weights, b, w))
-        for r, (left, right) in enumerate(acc):
-            finish(b.load(left), b.load(right), simd.at(b, out, r, ldo))
-
-    def finish(left: Value, right: Value, to: Value) -> None:
-        with b.if_else(b.icmp_signed("==", mode, I64(SILU_MUL))) as (gated, plain):
-            with gated:
-                simd.store(b, b.fmul(simd.silu(b, left), right), to)
-            with plain:
-                for c, value in enumerate((left, right)):
-                    keep_or_add(value, b.add(to, I64(c * 4 * LANES)))
-
-    def keep_or_add(value: Value, to: Value) -> None:
-        with b.if_else(b.icmp_signed("==", mode, I64(ADD))) as (add, new):
-            with add:
-                simd.store(b, b.fadd(value, simd.load(b, to, VF)), to)
-            with new:
-                simd.store(b, value, to)
+        for r, pair in enumerate(acc):
+            for c, slot in enumerate(pair):
+                simd.store(b, b.load(slot), b.add(simd.at(b, out, r, ldo), I64(c * 4 * LANES)))
 
     simd.per_row_count(b, rows, ROWS, emit)
 
 
-panel_widened = op(Nothing, *[Int] * 9)(partial(emit_panel, weights=widened, x_step=8))
-panel_paired = op(Nothing, *[Int] * 9)(partial(emit_panel, weights=paired, x_step=4))
+panel_widened = op(Nothing, *[Int] * 8)(partial(emit_panel, weights=widened, x_step=8))
+panel_paired = op(Nothing, *[Int] * 8)(partial(emit_panel, weights=paired, x_step=4))
+#: What `panel_*` gave, where it is not the last word.
+_product = scratch(ROWS * PANEL * 4)
+
+
+@op(Nothing, Int, Int, Int, Int)
+def add_rows(b: Builder, rows: Value, product: Value, out: Value, ldo: Value) -> None:
+    """out [rows, PANEL] += product."""
+    with cgutils.for_range(b, rows, intp=I64) as loop:
+        source, to = simd.at(b, product, loop.index, 4 * PANEL), simd.at(b, out, loop.index, ldo)
+        for offset in (I64(0), I64(4 * LANES)):
+            old, new = (simd.load(b, b.add(place, offset), VF) for place in (to, source))
+            simd.store(b, b.fadd(old, new), b.add(to, offset))
+
+
+@op(Nothing, Int, Int, Int, Int)
+def gate_rows(b: Builder, rows: Value, product: Value, out: Value, ldo: Value) -> None:
+    """out [rows, LANES] = silu(left half of product) * right half."""
+    with cgutils.for_range(b, rows, intp=I64) as loop:
+        source = simd.at(b, product, loop.index, 4 * PANEL)
+        left, right = (simd.load(b, b.add(source, I64(c * 4 * LANES)), VF) for c in range(2))
+        simd.store(b, b.fmul(simd.silu(b, left), right), simd.at(b, out, loop.index, ldo))
 
 
 @Kernel
@@ -150,9 +157,9 @@ def linear(a: int) -> None:
     ticket"""
     rows, x, ldx, w = arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4)
     steps, panels, out, ldo = arg(a, 5), arg(a, 6), arg(a, 7), arg(a, 8)
-    bias, mode, narrow, block, chunk = arg(a, 9), arg(a, 10), arg(a, 11), arg(a, 12), arg(a, 13)
+    bias, mode, pairs, block, chunk = arg(a, 9), arg(a, 10), arg(a, 11), arg(a, 12), arg(a, 13)
     width = 4 * (LANES if mode == SILU_MUL else PANEL)
-    blocks = (rows + block - 1) // block
+    product, blocks = _product(), (rows + block - 1) // block
     tickets = blocks * ((panels + chunk - 1) // chunk)
     while True:
         t = ticket(a)
@@ -163,15 +170,20 @@ def linear(a: int) -> None:
         end = (t - part * blocks + 1) * rows // blocks
         passes = (end - row + ROWS - 1) // ROWS
         for p in range(part * chunk, min(panels, part * chunk + chunk)):
-            weights, to, start = w + p * steps * 4 * PANEL, out + p * width, bias + p * 4 * PANEL
+            weights, start = w + p * steps * 4 * PANEL, bias + p * 4 * PANEL
             first = row
             for i in range(passes):
                 last = row + (i + 1) * (end - row) // passes
-                source, target = x + first * ldx, to + first * ldo
-                if narrow:
-                    panel_paired(last - first, source, ldx, weights, steps, target, ldo, start, mode)
+                count, source, place = last - first, x + first * ldx, out + p * width + first * ldo
+                target, ldt = (place, ldo) if mode == STORE else (product, 4 * PANEL)
+                if pairs:
+                    panel_paired(count, source, ldx, weights, steps, target, ldt, start)
                 else:
-                    panel_widened(last - first, source, ldx, weights, steps, target, ldo, start, mode)
+                    panel_widened(count, source, ldx, weights, steps, target, ldt, start)
+                if mode == ADD:
+                    add_rows(count, product, place, ldo)
+                elif mode == SILU_MUL:
+                    gate_rows(count, product, place, ldo)
                 first = last
 
 

@@ -19,7 +19,7 @@ def can_pack(module: nn.Module) -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """bfloat16 [outputs, inputs] to panels of pairs, int32 [outputs / PANEL, inputs / 2, PANEL]; zeros fill the last."""
+    """bfloat16 [outputs, inputs] to panels of pairs, int32 [outputs / PANEL, inputs / 2, PANEL], zeros at the end."""
     short = -weight.shape[0] % PANEL
     full = torch.cat([weight, weight.new_zeros(short, weight.shape[1])]) if short else weight
     pairs = full.contiguous().view(torch.int32).view(-1, PANEL, weight.shape[1] // 2)
@@ -28,9 +28,13 @@ def pack(weight: Tensor) -> Tensor:
 
 def alternate(gate: Tensor, up: Tensor) -> Tensor:
     """Rows of two matrices in turn, LANES of each, so that a panel holds both factors of a gated product."""
-    short = -gate.shape[0] % LANES
-    parts = [nn.functional.pad(part, (0, 0, 0, short)).view(-1, 1, LANES, part.shape[1]) for part in (gate, up)]
-    return torch.cat(parts, 1).view(-1, gate.shape[1])
+    rows, inputs = gate.shape
+    both = gate.new_zeros(-(-rows // LANES), 2, LANES, inputs)
+    for side, part in enumerate((gate, up)):
+        whole = rows // LANES
+        both[:whole, side] = part[: whole * LANES].view(whole, LANES, inputs)
+        both[whole:, side, : rows % LANES] = part[whole * LANES :]
+    return both.view(-1, inputs)
 
 
 class Packed:
