@@ -35,18 +35,17 @@ def text_rules(request: SampledRequest, show_special: bool = False) -> TextRules
 
 def room(wanted: int | None, prompt: int, info: EngineInfo, param: str = "max_tokens") -> int:
     """Tokens that the answer may have: what is wanted, or all that fits. ApiError (400) where it does not fit."""
-    if prompt >= info.max_len:
-        message = (
-            f"The prompt has {prompt} tokens, and the model's context is {info.max_len} tokens: shorten the prompt."
-        )
+    most = min(info.max_len, info.pages * info.page_tokens)
+    if prompt >= most:
+        message = f"The prompt has {prompt} tokens, and the model's context is {most} tokens: shorten the prompt."
         raise bad(message, "prompt", "context_length_exceeded")
-    if wanted is not None and prompt + wanted > info.max_len:
+    if wanted is not None and prompt + wanted > most:
         message = (
             f"The prompt has {prompt} tokens and {param} is {wanted}, together {prompt + wanted}, "
-            f"and the model's context is {info.max_len} tokens: shorten the prompt or lower {param}."
+            f"and the model's context is {most} tokens: shorten the prompt or lower {param}."
         )
         raise bad(message, param, "context_length_exceeded")
-    return info.max_len - prompt if wanted is None else wanted
+    return most - prompt if wanted is None else wanted
 
 
 def check_tokens(tokens: list[int], info: EngineInfo, param: str) -> None:

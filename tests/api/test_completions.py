@@ -3,8 +3,9 @@
 import json
 
 import httpx
+import msgspec
 import pytest
-from fake_home import FakeHome, say, text
+from fake_home import INFO, FakeHome, say, text
 
 
 def post(url: str, prompt: object = "hi", **more) -> httpx.Response:
@@ -106,3 +107,11 @@ def test_bad_requests_say_what_to_change(server: str, home: FakeHome, change: di
     assert (reply.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
     assert says in error["message"]
     assert not home.asked
+
+
+def test_a_small_cache_limits_too(server: str, home: FakeHome) -> None:
+    home.info = msgspec.structs.replace(INFO, pages=4)
+    assert post(server, "x" * 60).status_code == 200
+    assert home.asked[0].sampling.max_tokens == 4
+    reply = post(server, "x" * 64)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
