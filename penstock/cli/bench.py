@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _server_arguments(group: Any) -> None:
-    group.add_argument("--base-url", help="http://host:port of the server, instead of --host and --port")
+    group.add_argument("--base-url", help="instead of --host and --port; a key, if needed, is in OPENAI_API_KEY")
     group.add_argument("--host", default="127.0.0.1")
     group.add_argument("--port", type=int, default=8000)
     group.add_argument("--backend", choices=list(ENDPOINTS), default="openai", help="text or chat completions")

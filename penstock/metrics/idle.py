@@ -23,8 +23,7 @@ class Idle(msgspec.Struct, frozen=True):
 
     @staticmethod
     def fit(lone: Iterable[Record]) -> "Idle":
-        """From completed requests, each sent while the instance had no other. Raises ValueError if none
-        completed."""
+        """From completed requests, each sent when the instance had no other. Raises ValueError if none completed."""
         done = [r for r in lone if r.outcome == COMPLETED and r.ttft_ns is not None]
         if not done:
             raise ValueError("no lone request was answered, so multiples of idle time mean nothing")

@@ -1,5 +1,4 @@
-"""Summaries as text: one run as a table like that of `vllm bench serve`, or two side by side. Computes
-nothing."""
+"""Summaries as text: one run as a table like that of `vllm bench serve`, or two side by side."""
 
 from collections.abc import Iterable, Sequence
 

@@ -86,7 +86,8 @@ class Client:
     async def run(self, calls: Iterable[Call], *, duration_s: float | None = None) -> list[Reply]:
         """Send the calls, in the order given, until all are answered; none is sent later than `duration_s`.
 
-        Calls are taken from the iterable one ahead of time. Replies come in the order in which they ended.
+        Calls are taken from the iterable one ahead of time; what it raises is raised here, once the others are
+        through. Replies come in the order in which they ended.
         """
         limit_ns = None if duration_s is None else int(duration_s * 1e9)
         async with self._connect() as self._session:
@@ -98,6 +99,8 @@ class Client:
                 while self._open:
                     await asyncio.wait(self._open)
                 probe.cancel()
+        if not self._sender.cancelled():
+            self._sender.result()
         return self.replies
 
     def stop(self) -> None:
@@ -182,8 +185,7 @@ class Client:
 
 
 def outcome_of(status: int, message: str) -> str:
-    """What an error means: 429 is rejected; 503, 529 or a message that says so, dropped; the rest,
-    failed."""
+    """What an error means: 429 is rejected; 503, 529 or a message that says so, dropped; the rest, failed."""
     if status == 429:
         return "rejected"
     return "dropped" if status in (503, 529) or "dropped" in message.lower() else "failed"
@@ -201,8 +203,10 @@ def run(main: Any) -> Any:
 
 @contextlib.contextmanager
 def _no_gc_pauses() -> Iterator[None]:
-    """A full collection over the objects of a thousand streams stops the loop for tens of ms, so none
-    happens."""
+    """A full collection over the objects of a thousand streams stops the loop for tens of ms, so none happens.
+
+    What that leaves uncollected is little: 10,000 requests, a third of them cancelled, added 5 MB with their replies.
+    """
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -13,8 +13,7 @@ import numpy as np
 from penstock.workload.arrivals import Times
 from penstock.workload.trace import Request
 
-#: Plain words for servers that take text only. Most tokenizers have each of them, with its blank, as one
-#: token.
+#: Plain words for servers that take text only. Most tokenizers have each, with its blank, as one token.
 _TEXT = """
     the of and to in a is that for it as was with be by on not he his but at are this have from or had an
     they which one you were all her she there would their we him been has when who will no more if out so

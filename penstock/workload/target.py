@@ -1,5 +1,4 @@
-"""Finds out what a server takes, and writes request bodies for it. Any OpenAI-compatible server; sends no
-load.
+"""Finds out what a server takes, and writes request bodies for it. Sends no load.
 
 Prompts go as token ids where the server has /tokenize (to learn ids of ordinary words) and takes ids, so
 that their lengths are exact. Elsewhere, and for chats, they are common words, as many as gave about the

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Iterator
 
 import pytest
 from fake_openai import FakeServer, Script
@@ -107,14 +108,27 @@ async def test_calls_are_taken_one_ahead() -> None:
     async with FakeServer().running() as server:
         sender = Client(url(server))
 
-        def lazily() -> object:
+        def lazily() -> Iterator[Call]:
             for call in calls(4, gap_s=0.1):
                 taken.append((time.perf_counter_ns() - sender.start_ns) / 1e9)
                 yield call
 
-        await sender.run(lazily())  # type: ignore[arg-type]
+        await sender.run(lazily())
     assert all(at >= (i - 1) * 0.1 - 0.01 for i, at in enumerate(taken))
     assert taken[3] >= 0.19
+
+
+async def test_what_goes_wrong_in_the_calls_is_raised() -> None:
+    async with FakeServer().running() as server:
+
+        def broken() -> Iterator[Call]:
+            yield calls(1)[0]
+            raise ZeroDivisionError
+
+        sender = Client(url(server))
+        with pytest.raises(ZeroDivisionError):
+            await sender.run(broken())
+    assert [r.outcome for r in sender.replies] == ["completed"]
 
 
 async def test_closed_loop_keeps_to_its_slots() -> None:
