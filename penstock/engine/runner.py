@@ -81,7 +81,9 @@ class TransformersEngine:
         self._pool.evict(key)
 
     def release(self, job: int, forget: bool) -> None:
-        state = self._jobs[job]
+        state = self._jobs.get(job)
+        if state is None:
+            return
         if state.table is not None:
             self._pool.release(state.table)
         state.table, state.computed = None, 0
