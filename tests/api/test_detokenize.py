@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -37,7 +37,7 @@ def byte_level(folder: Path) -> Path:
 def sentencepiece_like(folder: Path) -> Path:
     """Llama 2's kind: ▁ for spaces, byte tokens for what the vocabulary has not, the first space stripped."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "▁the", "▁fox", "fox", "a", "b", "▁a", "▁▁", "é", "日", "."]
+    pieces += ["▁", "▁the", "▁fox", "fox", "a", "b", "▁a", "▁▁", "é", "日", ".", ""]
     model = models.BPE({piece: index for index, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Sequence(
@@ -76,6 +76,7 @@ def streamed(tokenizer: TextTokenizer, ids: Sequence[int], skip_special: bool, s
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(ids=st.lists(st.integers(0, 420)), skip_special=st.booleans(), sizes=st.lists(st.integers(0, 3), max_size=40))
+@example(ids=[262, 270, 260], skip_special=False, sizes=[1, 1, 1])  # fox, a token without text, ▁the
 def test_streamed_is_whole(tokenizer: TextTokenizer, ids: list[int], skip_special: bool, sizes: list[int]) -> None:
     assert "".join(streamed(tokenizer, ids, skip_special, sizes)) == tokenizer.decode(ids, skip_special)
 
