@@ -222,6 +222,11 @@ class Home:
         ttft, tpot = self._cost.request_ns(prompt, tokens)
         return ttft / 1e9, tpot / 1e9
 
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the present worker."""
+        return self._link.process.pid if self._link is not None else None
+
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:

@@ -68,6 +68,7 @@ class Broken(msgspec.Struct):
     """The engine cannot take a job."""
 
     job: int
+    epoch: int
     reason: str
 
 
@@ -127,7 +128,7 @@ class EngineThread(threading.Thread):
             self._engine.add(submit.spec.id, submit.tokens, submit.prompt, submit.sampling)
         except Exception as error:
             self._broken.add(submit.spec.id)
-            return Broken(submit.spec.id, str(error))
+            return Broken(submit.spec.id, submit.epoch, str(error))
         return None
 
     def _step(self, plan: StepPlan) -> Stepped:
@@ -146,9 +147,12 @@ class EngineThread(threading.Thread):
 class Tracked:
     """What the worker keeps of a job beside the core: its tokens, to name the blocks of its output."""
 
-    __slots__ = ("keys", "salt", "tokens")
+    __slots__ = ("epoch", "first_step", "keys", "salt", "tokens")
 
-    def __init__(self, submit: m.Submit) -> None:
+    def __init__(self, submit: m.Submit, first_step: int) -> None:
+        self.epoch = submit.epoch
+        #: Steps before this one may still speak of an earlier epoch.
+        self.first_step = first_step
         self.tokens = submit.tokens
         self.keys = list(submit.spec.keys)
         self.salt = submit.salt
@@ -221,10 +225,13 @@ class Worker:
     def _on_submit(self, submit: m.Submit) -> None:
         """The engine hears of a job before the core does, and of the end of an earlier epoch before either."""
         job = submit.spec.id
-        if job in self._core.jobs:
-            self._feed(Cancelled(job, submit.epoch - 1))
+        here = self._core.jobs.get(job)
+        if here is not None and here.epoch >= submit.epoch:
+            return
+        if here is not None:
+            self._feed(Cancelled(job, here.epoch))
         self._thread.todo.put(submit)
-        self._tracked[job] = Tracked(submit)
+        self._tracked[job] = Tracked(submit, self._core.next_step)
         self._feed(Submitted(submit.spec, submit.epoch))
         if job not in self._core.jobs:
             self._tracked.pop(job, None)
@@ -232,33 +239,28 @@ class Worker:
 
     def _on_done(self, done: Stepped | Broken) -> None:
         if isinstance(done, Broken):
-            job = self._core.jobs.get(done.job)
-            if job is not None:
-                self._send(m.Failed(job.id, job.epoch, "rejected", done.reason))
-                self._feed(Cancelled(job.id, job.epoch))
+            self._send(m.Failed(done.job, done.epoch, "rejected", done.reason))
+            self._feed(Cancelled(done.job, done.epoch))
             return
         if done.error:
             self._feed(StepFailed(done.seq, done.error))
             return
-        epochs = {o.job: job.epoch for o in done.outputs if (job := self._core.jobs.get(o.job)) is not None}
-        self._deliver([(epochs[o.job], o) for o in done.outputs if o.tokens or o.finish if o.job in epochs])
+        current = [(t, o) for o in done.outputs if (t := self._tracked.get(o.job)) and t.first_step <= done.seq]
+        self._deliver([(tracked.epoch, output) for tracked, output in current if output.tokens or output.finish])
         self._feed(StepDone(done.seq, exceptions(done.outputs)), done.took_ns)
-        for output in done.outputs:
-            self._name(output)
+        for tracked, output in current:
+            self._name(tracked, output)
 
     def _deliver(self, outputs: list[tuple[int, Output]]) -> None:
         """Tokens leave before the core plans on: the client waits for them, and the load may be a step old."""
         if outputs:
             self._send(m.Stepped(outputs, self._core.load))
 
-    def _name(self, output: Output) -> None:
+    def _name(self, tracked: Tracked, output: Output) -> None:
         """Name the blocks of a job's output that have become whole, so that a later turn can reuse them."""
-        tracked = self._tracked.get(output.job)
-        if tracked is None or not output.tokens:
-            return
+        block = self._engine.info.block_tokens
         tracked.tokens.extend(output.tokens)
-        if len(tracked.tokens) >= (len(tracked.keys) + 1) * self._engine.info.block_tokens:
-            block = self._engine.info.block_tokens
+        if len(tracked.tokens) >= (len(tracked.keys) + 1) * block and output.job in self._core.jobs:
             keys = block_keys(tracked.tokens, block, self._config.secret, tracked.salt, tracked.keys)
             tracked.keys += keys
             self._feed(Named(output.job, tuple(keys)))
