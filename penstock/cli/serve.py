@@ -64,6 +64,12 @@ def _engine_arguments(group: Any) -> None:
     group.add_argument("--max-model-len", type=int, help="most tokens of a request, prompt and output")
     group.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     group.add_argument("--download-dir", default="", help="where hub models are kept")
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=float,
+        default=0.9,
+        help="share of the GPU's memory to use (default: %(default)s)",
+    )
     group.add_argument("--kv-cache-bytes", type=int, help="memory for KV pages")
     group.add_argument("--kv-pages", type=int, help="number of KV pages, instead of the memory")
     group.add_argument("--page-tokens", type=int, default=16, help="tokens in a KV page (default: %(default)s)")
@@ -120,7 +126,7 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
     )
     _check_positive(limits, args)
     return WorkerConfig(
-        engine=_null_options(args) if args.engine == "null" else _engine_options(args),
+        engine=_null_options(args) if args.engine == "null" else _engine_options(args, limits),
         policy=args.policy,
         limits=limits,
         depth=args.pipeline_depth,
@@ -135,7 +141,7 @@ def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
 
 
-def _engine_options(args: argparse.Namespace) -> EngineOptions:
+def _engine_options(args: argparse.Namespace, limits: Limits) -> EngineOptions:
     return EngineOptions(
         model=args.model or str(DEMO),
         download_dir=args.download_dir,
@@ -143,6 +149,8 @@ def _engine_options(args: argparse.Namespace) -> EngineOptions:
         dtype=args.dtype,
         device=args.device,
         backend=args.engine,
+        memory_share=args.gpu_memory_utilization,
+        step_tokens=limits.max_num_batched_tokens,
         max_len=args.max_model_len,
         kv_bytes=args.kv_cache_bytes,
         pages=args.kv_pages,

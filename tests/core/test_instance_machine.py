@@ -209,7 +209,7 @@ class Machine(RuleBasedStateMachine):
                 break
             self.feed(self.run_oldest(None))
         stuck = list(self.instance.jobs.values())
-        assert not stuck, f"{stuck}, steps {list(self.instance.steps)}, queue {self.engine.queue}, {self.instance.reason}"
+        assert not stuck, f"{stuck}, queue {self.engine.queue}, reason {self.instance.reason!r}"
         laws.check(self.instance)
         twin = make_instance(self.config)
         for now, (event, commands) in enumerate(self.log, start=1):
