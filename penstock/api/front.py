@@ -182,11 +182,13 @@ async def _run_one(call: Call, choice: Choice, deliver: Deliver) -> None:
                 return
         raise JobFailed("failed", "the answer's stream ended before the answer did")
     except JobFailed as error:
-        choice.answer.fail(error.outcome)
+        choice.answer.fail("failed" if error.outcome == "invalid" else error.outcome)
         raise _failed(error) from None
 
 
 def _failed(error: JobFailed) -> ApiError:
+    if error.outcome == "invalid":
+        return bad(error.reason)
     if error.outcome == "rejected":
         return busy(error.reason)
     if error.outcome in ("dropped", "cancelled"):

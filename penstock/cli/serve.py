@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 import yaml
 
 import penstock
@@ -96,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
         args = _with_config(args)
     worker, front = worker_config(args), front_config(args)
     _print_configuration(worker, front, args)
-    return asyncio.run(_serve(args, worker, front))
+    return uvloop.run(_serve(args, worker, front))
 
 
 def _with_config(args: argparse.Namespace) -> argparse.Namespace:

@@ -66,7 +66,8 @@ class Unavailable(Busy):
 
 
 class JobFailed(Exception):
-    """The job ended without an answer. `outcome` is failed, dropped, rejected or cancelled."""
+    """The job ended without an answer. `outcome` is failed, dropped, rejected, cancelled, or invalid: the engine cannot
+    honour what was asked, and asking again would not help."""
 
     def __init__(self, outcome: str, reason: str) -> None:
         super().__init__(reason)

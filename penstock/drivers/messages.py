@@ -69,7 +69,7 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
-    """The job ended without an answer; outcome is dropped, rejected or failed."""
+    """The job ended without an answer; outcome is dropped, rejected, invalid or failed."""
 
     job: int
     epoch: int

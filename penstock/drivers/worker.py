@@ -239,7 +239,7 @@ class Worker:
 
     def _on_done(self, done: Stepped | Broken) -> None:
         if isinstance(done, Broken):
-            self._send(m.Failed(done.job, done.epoch, "rejected", done.reason))
+            self._send(m.Failed(done.job, done.epoch, "invalid", done.reason))
             self._feed(Cancelled(done.job, done.epoch))
             return
         if done.error:
