@@ -36,6 +36,12 @@ def test_packed_linear_is_the_product_plus_bias(rows: int, outputs: int, inputs:
 
 
 @pytest.mark.parametrize("rows", ROWS)
+def test_products_of_pairs_round_activations_only(rows: int) -> None:
+    x, weight = torch.randn(rows, 130), (4 * torch.randn(40, 130)).bfloat16()
+    close(Packed(weight)(x, pairs=True), F.linear(x.bfloat16().float(), weight.float()))
+
+
+@pytest.mark.parametrize("rows", ROWS)
 def test_packed_linear_adds_onto_a_residual(rows: int) -> None:
     x, weight, residual = torch.randn(rows, 64), torch.randn(96, 64).bfloat16(), torch.randn(rows, 96)
     expected = residual + F.linear(x, weight.float())

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from penstock.engine.backend import Int32, Kv, Paged, Step, call_model
 from penstock.engine.cpu import kernels
 from penstock.engine.cpu.layers import FusedLayer, Norm, can_fuse
-from penstock.engine.cpu.linear import PackedLinear, can_pack
+from penstock.engine.cpu.linear import PackedLinear, can_pack, pairs_are_faster
+from penstock.engine.cpu.simd import LANES
 from penstock.engine.plain import Plain
 
 
 class Cpu:
     """Runs on the threads of torch."""
 
-    name = "cpu"
-
     def __init__(self) -> None:
+        self.name = "cpu"
         self._plain = Plain("cpu")
         #: The step that `_items` belong to.
         self._step: Step | None = None
@@ -32,6 +32,8 @@ class Cpu:
     def prepare(self, model: nn.Module) -> None:
         if next(model.parameters()).dtype != torch.bfloat16:
             return
+        products = "bfloat16" if pairs_are_faster() else "float32"
+        self.name = f"cpu: {LANES} lanes, packed bfloat16 weights, {products} products"
         _replace(model, lambda module: FusedLayer(module, self) if can_fuse(module) else None)
         _replace(model, lambda module: PackedLinear(module) if can_pack(module) else None)  # type: ignore[arg-type]
         _widen(model)
