@@ -52,7 +52,8 @@ class Engine(Protocol):
 
     def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
         """Make a job known: its tokens so far, of which the first `prompt` are the prompt and the rest were delivered
-        by an earlier epoch. Comes before its first Bind. Raises ValueError if the sampling cannot be honoured."""
+        by an earlier epoch. Comes before its first Bind. Raises ValueError if the sampling cannot be honoured,
+        AssertionError if the job is there already."""
 
     def bind(self, job: int, keys: tuple[int, ...]) -> None: ...
 

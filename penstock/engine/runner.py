@@ -58,6 +58,7 @@ class TransformersEngine:
         self._jobs: dict[int, State] = {}
 
     def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
+        assert job not in self._jobs, f"job {job} is here already: release it first, or its pages are lost"
         check(tokens, prompt, sampling, self.info)
         state = State(job, tokens, prompt, sampling)
         if sampling.grammar:

@@ -235,6 +235,16 @@ def test_without_a_tokenizer_grammars_are_refused(tmp_path: Path) -> None:
         bare.add(1, [5], 1, Sampling(max_tokens=9, grammar=LLMatcher.grammar_from_regex("a")))
 
 
+def test_a_job_is_not_replaced(driver: tiny.Driver) -> None:
+    """Else its pages would belong to nobody."""
+    driver.add(1, [5, 6, 7], tiny.greedy(4))
+    driver.step({1: 3})
+    with pytest.raises(AssertionError, match="job 1 is here already"):
+        driver.engine.add(1, [5, 6, 7], 3, tiny.greedy(4))
+    assert len(driver.finish_all()[1]) == 4
+    assert driver.engine.used() == 0
+
+
 def test_pages_never_run_over(tmp_path: Path) -> None:
     small = tiny.engine(tiny.build("Llama", tmp_path), pages=20)
     assert small.info.max_len == 80
