@@ -50,7 +50,9 @@ class Notes:
 
     layers: list[int] = field(default_factory=list)
     shapes: set[tuple[int, int, int, int]] = field(default_factory=set)
-    keywords: dict[str, Any] = field(default_factory=dict)
+    keywords: set[str] = field(default_factory=set)
+    #: The smallest window that any layer attends to.
+    window: float = float("inf")
     masked: bool = False
     causal: bool = True
 
@@ -62,7 +64,8 @@ def _take_notes(
     """An attention that computes nothing. Under the keyword that later carries the step."""
     paged.layers.append(getattr(module, "layer_idx", -1))
     paged.shapes.add((query.shape[1], key.shape[1], key.shape[3], value.shape[3]))
-    paged.keywords |= {name: v for name, v in keywords.items() if v is not None and v is not False}
+    paged.keywords |= {name for name, v in keywords.items() if v is not None and v is not False}
+    paged.window = min(paged.window, keywords.get("sliding_window") or paged.window)
     paged.masked |= attention_mask is not None
     paged.causal &= bool(getattr(module, "is_causal", True)) and keywords.get("is_causal") is not False
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
@@ -114,8 +117,7 @@ def _ignores(config: PretrainedConfig) -> str:
 
 
 def _objections(notes: Notes, layers: int, max_len: int) -> list[tuple[bool, str]]:
-    window = notes.keywords.get("sliding_window", max_len)
-    unknown = sorted(notes.keywords.keys() - _HARMLESS - {"sliding_window", "is_causal"})
+    unknown = sorted(notes.keywords - _HARMLESS - {"sliding_window", "is_causal"})
     return [
         (
             sorted(notes.layers) != list(range(layers)),
@@ -123,8 +125,8 @@ def _objections(notes: Notes, layers: int, max_len: int) -> list[tuple[bool, str
         ),
         (len(notes.shapes) > 1, f"layers differ in the shape of their attention: {sorted(notes.shapes)}"),
         (
-            window < max_len,
-            f"it attends to a sliding window of {window} tokens; serve it with max_len {window} or less",
+            notes.window < max_len,
+            f"it attends to a sliding window of {notes.window} tokens; serve it with max_len {notes.window} or less",
         ),
         (bool(unknown), f"its attention needs {', '.join(unknown)}, which is not supported"),
         (notes.masked, "its attention brings a mask of its own"),

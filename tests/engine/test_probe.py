@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from transformers import AutoModelForCausalLM
 
 from penstock.engine.load import Unsupported
 from penstock.engine.plain import Plain
+from penstock.engine.probe import inspect
 
 _SMALL = {"vocab_size": 96, "hidden_size": 64, "num_attention_heads": 4, "eos_token_id": None, "bos_token_id": None}
 _LAYERS = {"num_hidden_layers": 2, "intermediate_size": 96, "max_position_embeddings": 256, "pad_token_id": None}
@@ -64,6 +66,16 @@ def test_served_as_far_as_it_is_right(family: str, changes: dict[str, Any], max_
 
 def test_a_window_that_no_job_can_reach_is_served(tmp_path: Path) -> None:
     assert tiny.engine(tiny.build("Mistral", tmp_path, sliding_window=256)).info.max_len == 256
+
+
+def test_the_smallest_window_of_any_layer_counts(tmp_path: Path) -> None:
+    """Whichever layer has it: the first here, and the last one's is wide enough."""
+    model = AutoModelForCausalLM.from_pretrained(tiny.build("Qwen2", tmp_path))
+    for layer, window in zip(model.model.layers, (32, 300), strict=True):
+        layer.self_attn.sliding_window = window
+    with pytest.raises(Unsupported, match=r"'qwen2'.* window of 32 tokens"):
+        inspect(model, model.config, max_len=256)
+    assert inspect(model, model.config, max_len=32).layers == 2
 
 
 class _Wrong(Plain):
