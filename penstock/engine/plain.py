@@ -1,13 +1,19 @@
 """The plain backend: the model as it is, attention by gathering pages. Slow, for any device; the reference for others.
 
-Jobs with several new tokens go one by one; jobs with a single one are gathered, padded and done in one call.
+Jobs with several new tokens go one by one; jobs with a single one are gathered and padded, many in one call.
 """
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from penstock.engine.backend import Kv, Paged, Step, call_model, store, to_tensor
+from penstock.engine.backend import Int32, Int64, Kv, Paged, Step, call_model, store, to_tensor
+
+#: Positions, padding included, whose keys and values are gathered at once: 64 MB of each, where a token has 1 kB.
+_GATHERED_MOST = 1 << 16
 
 
 class Plain:
@@ -30,15 +36,25 @@ class Plain:
         keys, values = kv.keys[layer], kv.values[layer]
         tables = to_tensor(step.tables, self.device)
         out = q.new_empty(*q.shape[:2], values.shape[-1])
-        if step.decodes:
-            contexts = to_tensor(step.contexts[: step.decodes], self.device)
-            out[: step.decodes] = attend_decodes(
-                q[: step.decodes], keys, values, tables[: step.decodes], contexts, scale
-            )
+        contexts = to_tensor(step.contexts, self.device)
+        for group in alike(step.contexts[: step.decodes], _GATHERED_MOST):
+            jobs = to_tensor(group, self.device)
+            pages = tables[jobs, : -(-int(step.contexts[group[0]]) // kv.page_tokens)]
+            out[jobs] = attend_decodes(q[jobs], keys, values, pages, contexts[jobs], scale)
         for job in range(step.decodes, len(step.contexts)):
             rows = slice(step.query_start[job], step.query_start[job + 1])
             out[rows] = attend_one(q[rows], keys, values, tables[job], int(step.contexts[job]), scale)
         return out
+
+
+def alike(contexts: Int32, most: int) -> Iterator[Int64]:
+    """Jobs in groups of similar context, the longest first: padded to its first one's, a group has no more than `most`
+    positions, or is a single job. One long job among many short ones else makes all of them long."""
+    order = np.argsort(-contexts, kind="stable")
+    while len(order):
+        count = max(1, most // int(contexts[order[0]]))
+        yield order[:count]
+        order = order[count:]
 
 
 def gather(cache: Tensor, table: Tensor) -> Tensor:
