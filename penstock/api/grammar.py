@@ -13,6 +13,9 @@ from penstock.api.protocol import JsonObject, ResponseFormat, SampledRequest
 #: Longer grammars take seconds to check, and the last ones are kept.
 CHARS_MAX = 1 << 16
 
+#: Whitespace between the parts of a JSON text, no more than a deep indentation: else a model can go on with it for ever.
+_SPACE = {"whitespace_pattern": r"[ \t\r\n]{0,40}"}
+
 _SOURCES = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
@@ -50,7 +53,7 @@ def _check(kind: str, text: str) -> tuple[str, str]:
 
 def _grammar(kind: str, text: str) -> str:
     if kind == "json_schema":
-        return str(LLMatcher.grammar_from_json_schema(msgspec.json.decode(text, type=dict[str, Any])))
+        return str(LLMatcher.grammar_from_json_schema(msgspec.json.decode(text, type=dict[str, Any]), defaults=_SPACE))
     if kind == "choice":
         quoted = " | ".join(msgspec.json.encode(choice).decode() for choice in msgspec.json.decode(text))
         return str(LLMatcher.grammar_from_lark(f"start: {quoted}"))
