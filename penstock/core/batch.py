@@ -83,23 +83,25 @@ class Batch:
         return self.limits.max_num_seqs - len(self._running)
 
     def advance(self) -> list[Job]:
-        """One position for each running job that wants just one and has room for it, while the budget lasts.
+        """One position for each running job that wants just one, with a page where it needs one, while the budget lasts.
 
         This is what most jobs of most steps need, done in one pass. Returns the running jobs that still want something
-        and got nothing: those that want more than one position, need a page, or found the budget used up.
+        and got nothing: those that want more than one position, found no page, or found the budget used up.
         """
         rest: list[Job] = []
-        take, grant = self.jobs.append, self.slices.append
+        take, grant, grow = self.jobs.append, self.slices.append, self.pages.grow
         running = iter(self._running.values())
         for job in islice(running, self.budget):
             start = job.planned
-            if start < job.room and start + 1 >= job.known:
-                if start < job.total:
+            if start + 1 < job.known:
+                rest.append(job)
+            elif start < job.total:
+                if start < job.room or grow(job, 1):
                     job.planned = start + 1
                     take(job)
                     grant(Slice(job.id, start, 1))
-            elif start < job.total:
-                rest.append(job)
+                else:
+                    rest.append(job)
         self.budget -= len(self.slices)
         rest.extend(running)
         return rest

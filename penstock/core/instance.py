@@ -159,14 +159,13 @@ class Instance:
         for result in report.except_for:
             self._settle_exception(step, result, out)
         for job, piece in zip(step.jobs, step.slices, strict=True):
-            done = job.done = piece.start + piece.count
+            done = job.done = job.done + piece.count
+            if done >= job.share_at:
+                self._share(job, out)
             if done >= job.known:
                 job.known = done + 1
                 if done >= job.total:
                     self._end(job, "finished", out)
-                    continue
-            if done >= job.share_at:
-                self._share(job, out)
         for job, piece in step.stale.items():
             if piece.start + piece.count >= job.known:
                 job.known = piece.start + piece.count + 1
@@ -191,11 +190,11 @@ class Instance:
             self._unsettle(job)
         else:
             return
-        if result.finish is not None or job.known > job.total:
-            failed = result.finish is not None and result.finish.startswith("error")
-            self._end(job, "failed" if failed else "finished", out)
-        elif piece is not None:
+        failed = result.finish is not None and result.finish.startswith("error")
+        if piece is not None and not failed:
             self._share(job, out)
+        if result.finish is not None or job.known > job.total:
+            self._end(job, "failed" if failed else "finished", out)
 
     def _fail(self, step: Step, report: StepFailed, out: list[InstanceCommand]) -> None:
         for job in [*step.jobs, *step.stale]:
