@@ -50,6 +50,8 @@ class ServerProcess:
         """Until it has ended and all it said is here; its exit status."""
         status = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         return status
 
     @property

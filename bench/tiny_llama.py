@@ -1,6 +1,7 @@
 """A tiny Llama with random weights, a byte-level BPE tokenizer and a chat template: a whole checkpoint in a second."""
 
 from pathlib import Path
+from typing import Any
 
 VOCAB = 320
 CONTEXT = 512
@@ -48,7 +49,6 @@ def _build_tokenizer(folder: Path) -> int:
     )
     tokenizer.train_from_iterator(_TEXT, trainer)
     assert tokenizer.get_vocab_size() == VOCAB, f"{tokenizer.get_vocab_size()} tokens were learned, not {VOCAB}"
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE)
-    fast.save_pretrained(folder)
-    end: int = tokenizer.token_to_id("<|end|>")
-    return end
+    make: Any = PreTrainedTokenizerFast
+    make(tokenizer_object=tokenizer, eos_token=_SPECIAL[0], chat_template=TEMPLATE).save_pretrained(folder)
+    return int(tokenizer.token_to_id(_SPECIAL[0]) or 0)

@@ -13,7 +13,7 @@ from penstock.api.protocol import JsonObject, ResponseFormat, SampledRequest
 #: Longer grammars take seconds to check, and the last ones are kept.
 CHARS_MAX = 1 << 16
 
-#: Whitespace between the parts of a JSON text, no more than a deep indentation: else a model can go on with it for ever.
+#: Whitespace in a JSON text is at most a deep indentation at a time: else a model can go on with it for ever.
 _SPACE = {"whitespace_pattern": r"[ \t\r\n]{0,40}"}
 
 _SOURCES = ("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
