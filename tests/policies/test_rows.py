@@ -102,7 +102,7 @@ def test_splitfuse_peak_is_that_of_stepping_through_time() -> None:
     def plain(jobs: list[Job]) -> int:
         sizes = [(j.known, j.total - j.known) for j in jobs]
         horizon = max(left for _, left in sizes)
-        return max(sum(known + t for known, left in sizes if left >= t) for t in range(horizon + 1))
+        return max(sum(known + t + 1 for known, left in sizes if left >= t) for t in range(horizon + 1))
 
     for shape in ([(5, 3)], [(5, 9), (50, 2)], [(5, 9), (9, 9), (3, 1)], [(1, 30), (20, 10), (40, 5)]):
         jobs = [job(i, known, left) for i, (known, left) in enumerate(shape)]
