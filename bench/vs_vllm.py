@@ -34,8 +34,10 @@ Numbers = dict[str, float]
 
 def main() -> int:
     args = _parse()
+    # Ended from outside, end the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     RESULTS.mkdir(parents=True, exist_ok=True)
-    folder = make_checkpoint(RESULTS / "llama-0.29b")
+    folder = make_checkpoint(RESULTS.absolute() / "llama-0.29b")
     with ExitStack() as stack:
         urls = {name: stack.enter_context(serve(name, *command)) for name, command in commands(args, folder).items()}
         rounds = [one_round(args, number, urls) for number in range(args.rounds)]
@@ -122,12 +124,22 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
     while time.perf_counter() < end_s:
         if process.poll() is not None:
             raise SystemExit(f"the server ended with {process.returncode}: see {log}")
-        try:
-            with urllib.request.urlopen(f"{url}/v1/models", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
+        if answers(url):
+            return
+        time.sleep(0.5)
     raise SystemExit(f"the server was not ready in {START_S:.0f} s: see {log}")
+
+
+def answers(url: str) -> bool:
+    """Whether the server gives a token: one that listens may still be loading."""
+    body = {"model": "m", "prompt": [5, 6], "max_tokens": 1}
+    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode())
+    request.add_header("content-type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=60):
+            return True
+    except OSError:
+        return False
 
 
 def one_round(args: argparse.Namespace, number: int, urls: dict[str, str]) -> dict[str, dict[str, Numbers]]:
