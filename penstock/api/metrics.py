@@ -3,6 +3,7 @@
 Counts come from the ledger; load is read from the home when somebody asks. Names and help texts only, no judgement.
 """
 
+import asyncio
 from collections.abc import Iterator
 from copy import copy
 
@@ -47,6 +48,7 @@ class Metrics:
         self._running = self._gauge("num_requests_running", "Answers being generated")
         self._waiting = self._gauge("num_requests_waiting", "Answers waiting for their first step")
         self._kv = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1")
+        self._tasks = self._gauge("event_loop_tasks", "asyncio tasks of the HTTP front: at rest a few, always the same")
         self._prompts = self._counter("prompt_tokens", "Prompt tokens accepted")
         self._generated = self._counter("generation_tokens", "Output tokens received from the engine")
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token", _LATENCY_S)
@@ -101,10 +103,11 @@ class Metrics:
         self._outcomes.labels(self._model, outcome).inc(answers)
 
     def text(self, running: int, waiting: int, kv_used: float) -> bytes:
-        """Prometheus' text format, with the load as it is now."""
+        """Prometheus' text format, with the load as it is now. Called in the front's event loop."""
         self._running.set(running)
         self._waiting.set(waiting)
         self._kv.set(kv_used)
+        self._tasks.set(len(asyncio.all_tasks()))
         return generate_latest(self._registry)
 
     def _gauge(self, name: str, about: str) -> Gauge:
