@@ -10,6 +10,7 @@ Gumbel-max: the argmax of logits plus Gumbel noise is a sample of their softmax,
 than it flips a search in cumulated probabilities.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from penstock.engine.backend import Int64
+from penstock.engine.draw import draw
 from penstock.engine.grammar import GrammarState
-from penstock.engine.noise import gumbel
+from penstock.engine.noise import gumbel, requests_of
 from penstock.engine.params import Logprobs, Sampling
 
 
@@ -68,32 +70,33 @@ def adjusts(sampling: Sampling) -> bool:
 
 def sample(logits: Tensor, rows: list[Row]) -> list[Pick]:
     """One token for each row of logits [len(rows), vocab], which stay as they are."""
+    return _divide(logits, rows, is_plain, _best, _sample)
+
+
+Take = Callable[[Tensor, list[Row]], list[Pick]]
+
+
+def _divide(logits: Tensor, rows: list[Row], test: Callable[[Sampling], bool], yes: Take, no: Take) -> list[Pick]:
+    """Picks of the rows that pass the test by `yes`, of the others by `no`."""
+    passed = [test(row.sampling) for row in rows]
+    if all(passed) or not any(passed):
+        return (yes if all(passed) else no)(logits, rows)
     picks: list[Pick] = [Pick(-1)] * len(rows)
-    plain = [i for i, row in enumerate(rows) if is_plain(row.sampling)]
-    others = [i for i, row in enumerate(rows) if not is_plain(row.sampling)]
-    if plain:
-        for i, pick in zip(plain, _best(_select(logits, plain)), strict=True):
-            picks[i] = pick
-    if others:
-        for i, pick in zip(others, _sample(_select(logits, others), [rows[i] for i in others]), strict=True):
+    for take, wanted in ((yes, True), (no, False)):
+        some = [i for i, ok in enumerate(passed) if ok is wanted]
+        part = logits[torch.tensor(some, device=logits.device)]
+        for i, pick in zip(some, take(part, [rows[i] for i in some]), strict=True):
             picks[i] = pick
     return picks
 
 
-def _select(logits: Tensor, rows: list[int]) -> Tensor:
-    return logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
-
-
 def _sample(logits: Tensor, rows: list[Row]) -> list[Pick]:
     raw = logits if logits.dtype == torch.float64 else logits.float()
-    scores = raw.clone()
-    for score, row in zip(scores, rows, strict=True):
-        if adjusts(row.sampling):
-            adjust(score, row)
-    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
-    if drawn:
-        scores[drawn] = perturb(scores[drawn], [rows[i] for i in drawn])
-    picks = _best(scores)
+    changed = [i for i, row in enumerate(rows) if adjusts(row.sampling)]
+    scores = raw.clone() if changed else raw
+    for i in changed:
+        adjust(scores[i], rows[i])
+    picks = _divide(scores, rows, lambda sampling: sampling.temperature == 0, _best, _drawn)
     wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None and not picks[i].error]
     if wanted:
         tokens, tops = [picks[i].token for i in wanted], [rows[i].sampling.logprobs or 0 for i in wanted]
@@ -102,12 +105,22 @@ def _sample(logits: Tensor, rows: list[Row]) -> list[Pick]:
     return picks
 
 
-def _best(scores: Tensor) -> list[Pick]:
-    """The best token of each row. A NaN is greater than any number, so that it shows in the maximum."""
-    top, tokens = scores.max(dim=-1)
+def _best(scores: Tensor, rows: list[Row]) -> list[Pick]:
+    """The best token of each row."""
+    if scores.device.type != "cpu":
+        top, token = scores.max(dim=-1)
+        return _picks(top.tolist(), token.tolist())
+    # Ten times as fast as torch's.
+    array = (scores.float() if scores.dtype == torch.bfloat16 else scores).numpy()
+    tokens = array.argmax(axis=1)
+    return _picks(array[np.arange(len(rows)), tokens].tolist(), tokens.tolist())
+
+
+def _picks(tops: list[float], tokens: list[int]) -> list[Pick]:
+    """The best scores and their tokens. A NaN counts as greater than any number, so that it shows here."""
     return [
-        Pick(token) if abs(score) < float("inf") else Pick(-1, error=_complaint(score))
-        for score, token in zip(top.tolist(), tokens.tolist(), strict=True)
+        Pick(token) if abs(top) < float("inf") else Pick(-1, error=_complaint(top))
+        for top, token in zip(tops, tokens, strict=True)
     ]
 
 
@@ -136,43 +149,42 @@ def adjust(score: Tensor, row: Row) -> None:
         score[torch.from_numpy(output).to(device)] -= torch.from_numpy(penalty).to(device, score.dtype)
 
 
-def perturb(scores: Tensor, rows: list[Row]) -> Tensor:
-    """Scores after temperature, truncation and noise: their argmax is the sample."""
+def _drawn(scores: Tensor, rows: list[Row]) -> list[Pick]:
+    """Samples by temperature, truncation and noise."""
     params = [row.sampling for row in rows]
-    scores = scores / _column([p.temperature for p in params], scores)
-    scores = truncate(scores, params)
-    noise = gumbel(
-        [p.seed for p in params],
-        [p.choice for p in params],
-        [row.index for row in rows],
-        scores.shape[1],
-        scores.device,
-    )
-    return scores + noise
+    if any(p.temperature != 1 for p in params):
+        scores = scores / _column([p.temperature for p in params], scores)
+    seeds, choices, indices = [p.seed for p in params], [p.choice for p in params], [row.index for row in rows]
+    if scores.device.type != "cpu" or scores.dtype != torch.float32:
+        noise = gumbel(seeds, choices, indices, scores.shape[1], scores.device)
+        return _best(truncate(scores, params) + noise, rows)
+    floors, ps = least(scores, params), [p.top_p for p in params]
+    kept = scores if min(ps) == 1 else scores.masked_fill(scores < floors, float("-inf"))
+    totals = torch.zeros(len(rows)) if min(ps) == 1 else kept.logsumexp(1)
+    return _picks(*draw(scores, requests_of(seeds, choices, indices), floors[:, 0], ps, totals))
 
 
 def truncate(scores: Tensor, params: list[Sampling]) -> Tensor:
     """Minus infinity where min_p, top_k or top_p leaves a token out. Tokens equal to the last one kept are kept."""
-    if any(p.min_p > 0 for p in params):
-        least = scores.amax(1, keepdim=True) + _column([p.min_p for p in params], scores).log()
-        scores = scores.masked_fill(scores < least, float("-inf"))
-    vocab = scores.shape[1]
-    ks = [p.top_k if 0 < p.top_k < vocab else vocab for p in params]
-    if min(ks) < vocab:
-        scores = _keep_top(scores, ks)
+    scores = scores.masked_fill(scores < least(scores, params), float("-inf"))
     if any(p.top_p < 1 for p in params):
         scores = scores.masked_fill(scores < nucleus(scores, [p.top_p for p in params]), float("-inf"))
     return scores
 
 
-def _keep_top(scores: Tensor, ks: list[int]) -> Tensor:
+def least(scores: Tensor, params: list[Sampling]) -> Tensor:
+    """The least score [rows, 1] that min_p and top_k let through."""
+    floors = scores.new_full((len(params), 1), float("-inf"))
+    if any(p.min_p > 0 for p in params):
+        floors = scores.amax(1, keepdim=True) + _column([p.min_p for p in params], scores).log()
     vocab = scores.shape[1]
-    most = max(k for k in ks if k < vocab)
-    best = scores.topk(most, dim=1).values
-    last = torch.tensor([min(k, most) - 1 for k in ks], device=scores.device)
-    least = best.gather(1, last[:, None])
-    least[torch.tensor([k == vocab for k in ks], device=scores.device)] = float("-inf")
-    return scores.masked_fill(scores < least, float("-inf"))
+    rows = [i for i, p in enumerate(params) if 0 < p.top_k < vocab]
+    if rows:
+        ks = torch.tensor([params[i].top_k for i in rows], device=scores.device)[:, None]
+        some = scores if len(rows) == len(params) else scores[rows]
+        best = some.topk(int(ks.max()), dim=1).values
+        floors[rows] = torch.maximum(floors[rows], best.gather(1, ks - 1))
+    return floors
 
 
 def nucleus(scores: Tensor, ps: list[float]) -> Tensor:
@@ -187,7 +199,7 @@ def nucleus(scores: Tensor, ps: list[float]) -> Tensor:
         before = (best - total).exp().cumsum(1).roll(1, 1)
         reached = before[:, 0:1].clone()
         before[:, 0] = 0
-        if bool((reached >= p).all()):
+        if bool(((reached >= p) | (p >= 1)).all()):
             break
     kept = (before < p).sum(1, keepdim=True).clamp(min=1)
     least = best.gather(1, kept - 1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,11 +13,12 @@ from penstock.engine.base import EngineInfo
 from penstock.engine.grammar import Grammars
 from penstock.engine.host import cores, free_bytes
 from penstock.engine.hub import resolve
-from penstock.engine.noise import gumbel
 from penstock.engine.options import EngineOptions
+from penstock.engine.params import Sampling
 from penstock.engine.plain import Plain
 from penstock.engine.pool import Pool
 from penstock.engine.runner import TransformersEngine
+from penstock.engine.sampling import Row, sample
 
 if TYPE_CHECKING:
     from penstock.engine.cuda import Cuda
@@ -60,7 +62,8 @@ def start_engine(options: EngineOptions, say: Callable[[str], None] = lambda tex
             cuda.capture(model, kv, pool.tables.shape[1])
         except RuntimeError as error:
             notes.append(f"decode steps without CUDA graphs, which could not be recorded: {error}")
-    gumbel([0], [0], [0], vocab, device)  # what it compiles should not wait for the first request
+    # What this compiles should not wait for the first request.
+    sample(torch.zeros(1, vocab, device=device), [Row(Sampling(max_tokens=1), np.zeros(1, np.int64), 1)])
     info = EngineInfo(
         model=options.model,
         vocab=vocab,

@@ -83,9 +83,12 @@ def batch(count: int, seed: int) -> tuple[torch.Tensor, list[Row]]:
     return logits, [random_row(draw) for _ in range(count)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_the_slow_sampler(seed: int) -> None:
+def test_equals_the_slow_sampler(seed: int, dtype: torch.dtype) -> None:
+    """In float32 by the compiled draw, in float64 by tensors alone."""
     logits, rows = batch(40, seed)
+    logits = logits.to(dtype)
     for pick, values, row in zip(sample(logits, rows), logits.tolist(), rows, strict=True):
         token, reported = slow(values, row)
         assert pick.token == token, row.sampling
@@ -94,9 +97,9 @@ def test_equals_the_slow_sampler(seed: int) -> None:
             continue
         assert pick.logprobs is not None
         best = sorted(range(VOCAB), key=lambda t: -reported[t])[:3]
-        assert pick.logprobs.chosen == pytest.approx(reported[token])
+        assert pick.logprobs.chosen == pytest.approx(reported[token], rel=1e-5)
         assert [t for t, _ in pick.logprobs.top] == best
-        assert [x for _, x in pick.logprobs.top] == pytest.approx([reported[t] for t in best])
+        assert [x for _, x in pick.logprobs.top] == pytest.approx([reported[t] for t in best], rel=1e-5)
 
 
 def test_neither_batch_nor_neighbours_matter() -> None:
@@ -155,6 +158,14 @@ def test_nucleus_beyond_the_first_look() -> None:
     kept = (scores >= nucleus(scores, [0.9, 0.2])).sum(1)
     order = scores[0].softmax(0).flip(0).cumsum(0)
     assert kept.tolist() == [int((order < p).sum()) + 1 for p in (0.9, 0.2)]
+
+
+def test_a_row_that_keeps_all_does_not_make_the_others_look_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, topk = [], torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda self, k, dim: (looked.append(k), topk(self, k, dim))[1])
+    scores = torch.linspace(0, 500, 5000).repeat(2, 1)
+    assert (scores >= nucleus(scores, [0.9, 1.0])).sum(1).tolist()[1] == 5000
+    assert looked == [64]
 
 
 def test_equal_tokens_stay_or_go_together() -> None:
