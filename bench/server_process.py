@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -110,6 +111,37 @@ class ServerProcess:
 
 
 IDLE = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+
+
+@dataclass
+class Footprint:
+    """What a server holds at rest; descriptors, threads and tasks are the front's."""
+
+    processes: int
+    fds: int
+    threads: int
+    tasks: int
+    front_bytes: int
+    engine_bytes: int
+
+
+def footprint(server: ServerProcess) -> Footprint:
+    front, engine = server.front(), server.engine()
+    return Footprint(
+        processes=len(server.family()),
+        fds=front.num_fds(),
+        threads=front.num_threads(),
+        tasks=int(server.metrics()["penstock_event_loop_tasks"]),
+        front_bytes=front.memory_info().rss,
+        engine_bytes=engine.memory_info().rss if engine else 0,
+    )
+
+
+def growth(first: Footprint, last: Footprint) -> list[str]:
+    """What a server holds more of than before, memory apart. A connection may just be closing: hence the slack."""
+    slack = {"processes": 0, "fds": 2, "threads": 0, "tasks": 0}
+    grown = [(name, getattr(first, name), getattr(last, name)) for name in slack]
+    return [f"{name} grew from {before} to {after}" for name, before, after in grown if after > before + slack[name]]
 
 
 def alive(process: psutil.Process) -> bool:
