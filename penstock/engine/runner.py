@@ -5,42 +5,41 @@ The core decides what runs and counts pages; here tokens are computed and sample
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from penstock.core.step import Slice, StepPlan
 from penstock.engine.backend import Backend, Int64, Kv
 from penstock.engine.base import EngineInfo, Output
 from penstock.engine.batch import Piece, build
-from penstock.engine.grammar import Grammars, GrammarState
+from penstock.engine.grammar import Grammars
 from penstock.engine.params import Sampling
 from penstock.engine.pool import Pool, Table
 from penstock.engine.sampling import Pick, Row, sample
 from penstock.engine.warm import Point, warm
 
 
-class State:
+class State(Row):
     """One job: its tokens, where it stands, how it samples."""
 
-    __slots__ = ("buffer", "computed", "finish", "grammar", "id", "known", "prompt", "row", "sampling", "table")
+    __slots__ = ("buffer", "computed", "finish", "id", "known", "table")
 
-    def __init__(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
-        self.id = job
-        self.prompt = prompt
-        self.sampling = sampling
-        #: Tokens so far are buffer[:known]; there is room for all that may come.
+    def __init__(self, job: int, tokens: list[int], prompt: int, sampling: Sampling, eos: list[int]) -> None:
+        #: `tokens` is buffer[:known]; there is room for all that may come.
         self.buffer: Int64 = np.zeros(prompt + sampling.max_tokens, np.int64)
         self.buffer[: len(tokens)] = tokens
         self.known = len(tokens)
+        super().__init__(sampling, self.buffer[: self.known], prompt, sampling.stop_token_ids + eos)
+        self.id = job
         #: Positions whose KV is in the pages.
         self.computed = 0
         self.table: Table | None = None
-        self.grammar: GrammarState | None = None
         #: Why the job ended.
         self.finish: str | None = None
 
-    @property
-    def tokens(self) -> Int64:
-        return self.buffer[: self.known]
+    def append(self, token: int) -> None:
+        self.buffer[self.known] = token
+        self.known += 1
+        self.tokens = self.buffer[: self.known]
 
 
 class TransformersEngine:
@@ -60,7 +59,7 @@ class TransformersEngine:
     def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
         assert job not in self._jobs, f"job {job} is here already: release it first, or its pages are lost"
         check(tokens, prompt, sampling, self.info)
-        state = State(job, tokens, prompt, sampling)
+        state = State(job, tokens, prompt, sampling, self.info.eos_token_ids)
         if sampling.grammar:
             state.grammar = self._grammars.start(sampling.grammar)
             for token in tokens[prompt:]:
@@ -106,7 +105,7 @@ class TransformersEngine:
         pieces = [self._piece(state, count) for state, count in work]
         logits = self._backend.forward(self._model, build(pieces, self._pool.tables, self._pool.page_tokens), self._kv)
         emitting = [state for (state, _), piece in zip(work, pieces, strict=True) if piece.emit]
-        picks = dict(zip((s.id for s in emitting), self._sample(logits, emitting), strict=True))
+        picks = dict(zip((s.id for s in emitting), sample(logits, emitting) if emitting else [], strict=True))
         for state, count in work:
             state.computed += count
             if state.id in picks:
@@ -133,22 +132,12 @@ class TransformersEngine:
         emit = (count - 1,) if end == state.known else ()
         return Piece(state.buffer[state.computed : end], state.computed, state.table.row, emit)
 
-    def _sample(self, logits: Tensor, states: list[State]) -> list[Pick]:
-        if not states:
-            return []
-        rows = [Row(s.sampling, s.tokens, s.prompt, self._ends(s.sampling), s.grammar) for s in states]
-        return sample(logits, rows)
-
-    def _ends(self, sampling: Sampling) -> list[int]:
-        return sampling.stop_token_ids + self.info.eos_token_ids
-
     def _emit(self, state: State, executed: int, pick: Pick) -> Output:
-        index = state.known - state.prompt
+        index = state.index
         if pick.error:
             state.finish = f"error:{pick.error}"
             return Output(state.id, executed, index, [], None, state.finish)
-        state.buffer[state.known] = pick.token
-        state.known += 1
+        state.append(pick.token)
         state.finish = self._finish(state, pick.token)
         logprobs = None if pick.logprobs is None else [pick.logprobs]
         return Output(state.id, executed, index, [pick.token], logprobs, state.finish)

@@ -10,7 +10,7 @@ Gumbel-max: the argmax of logits plus Gumbel noise is a sample of their softmax,
 than it flips a search in cumulated probabilities.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ from penstock.engine.noise import gumbel, requests_of
 from penstock.engine.params import Logprobs, Sampling
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
     """Whose row of logits this is."""
 
@@ -68,15 +68,15 @@ def adjusts(sampling: Sampling) -> bool:
     )
 
 
-def sample(logits: Tensor, rows: list[Row]) -> list[Pick]:
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[Pick]:
     """One token for each row of logits [len(rows), vocab], which stay as they are."""
     return _divide(logits, rows, is_plain, _best, _sample)
 
 
-Take = Callable[[Tensor, list[Row]], list[Pick]]
+Take = Callable[[Tensor, Sequence[Row]], list[Pick]]
 
 
-def _divide(logits: Tensor, rows: list[Row], test: Callable[[Sampling], bool], yes: Take, no: Take) -> list[Pick]:
+def _divide(logits: Tensor, rows: Sequence[Row], test: Callable[[Sampling], bool], yes: Take, no: Take) -> list[Pick]:
     """Picks of the rows that pass the test by `yes`, of the others by `no`."""
     passed = [test(row.sampling) for row in rows]
     if all(passed) or not any(passed):
@@ -90,7 +90,7 @@ def _divide(logits: Tensor, rows: list[Row], test: Callable[[Sampling], bool], y
     return picks
 
 
-def _sample(logits: Tensor, rows: list[Row]) -> list[Pick]:
+def _sample(logits: Tensor, rows: Sequence[Row]) -> list[Pick]:
     raw = logits if logits.dtype == torch.float64 else logits.float()
     changed = [i for i, row in enumerate(rows) if adjusts(row.sampling)]
     scores = raw.clone() if changed else raw
@@ -105,7 +105,7 @@ def _sample(logits: Tensor, rows: list[Row]) -> list[Pick]:
     return picks
 
 
-def _best(scores: Tensor, rows: list[Row]) -> list[Pick]:
+def _best(scores: Tensor, rows: Sequence[Row]) -> list[Pick]:
     """The best token of each row."""
     if scores.device.type != "cpu":
         top, token = scores.max(dim=-1)
@@ -149,7 +149,7 @@ def adjust(score: Tensor, row: Row) -> None:
         score[torch.from_numpy(output).to(device)] -= torch.from_numpy(penalty).to(device, score.dtype)
 
 
-def _drawn(scores: Tensor, rows: list[Row]) -> list[Pick]:
+def _drawn(scores: Tensor, rows: Sequence[Row]) -> list[Pick]:
     """Samples by temperature, truncation and noise."""
     params = [row.sampling for row in rows]
     if any(p.temperature != 1 for p in params):
