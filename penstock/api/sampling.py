@@ -13,6 +13,10 @@ from penstock.engine.params import Sampling
 T = TypeVar("T")
 
 
+#: Below this (vLLM's bound) a temperature is as good as 0, and dividing by it could overflow.
+_COLD = 1e-5
+
+
 class TextRules(msgspec.Struct, frozen=True, kw_only=True):
     """How the front turns an answer's tokens into text."""
 
@@ -59,6 +63,7 @@ def sampling_of(
     request: ChatRequest | CompletionRequest, max_tokens: int, info: EngineInfo, grammar: str, logprobs: int | None
 ) -> Sampling:
     """Of choice 0; the others differ by `choice` only."""
+    temperature = _or(request.temperature, 1.0)
     bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
     stop_ids = request.stop_token_ids or []
     for name, ids in (("logit_bias", [*bias]), ("stop_token_ids", stop_ids)):
@@ -68,7 +73,7 @@ def sampling_of(
         raise bad(f"min_tokens is {request.min_tokens}, more than max_tokens ({max_tokens}): lower it.", "min_tokens")
     return Sampling(
         max_tokens=max_tokens,
-        temperature=_or(request.temperature, 1.0),
+        temperature=0.0 if 0 < temperature < _COLD else temperature,
         top_k=_or(request.top_k, 0),
         top_p=_or(request.top_p, 1.0),
         min_p=_or(request.min_p, 0.0),

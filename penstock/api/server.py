@@ -75,4 +75,6 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=4096)
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        # The socket module appends the address to what the system says.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {reason}") from error

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     module.add_arguments(verb_parser)
     try:
         status: int = module.main(verb_parser.parse_args(args[1:]))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"penstock {verb}: {error}", file=sys.stderr)
         return 2
     return status

@@ -136,10 +136,16 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
 
 
 def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
-    values = {**msgspec.structs.asdict(limits), "pipeline_depth": args.pipeline_depth, "kv_pages": args.kv_pages}
+    whole = ("pipeline_depth", "kv_pages", "kv_cache_bytes", "page_tokens", "block_tokens", "max_model_len", "threads")
+    values = msgspec.structs.asdict(limits) | {name: getattr(args, name) for name in (*whole, "max_body_bytes")}
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
+    for name in ("request_timeout", "watchdog", "gpu_memory_utilization"):
+        if getattr(args, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name):g}: more than 0 is needed")
+    if not 0 <= args.port < 1 << 16:
+        raise ValueError(f"--port {args.port}: ports go from 0 (any free one) to {(1 << 16) - 1}")
 
 
 def _engine_options(args: argparse.Namespace, limits: Limits) -> EngineOptions:
@@ -164,7 +170,10 @@ def _engine_options(args: argparse.Namespace, limits: Limits) -> EngineOptions:
 def _null_options(args: argparse.Namespace) -> NullOptions:
     cost = NullOptions().cost
     if args.null_cost:
-        step_ms, prompt_us, decode_us = map(float, args.null_cost.split(","))
+        try:
+            step_ms, prompt_us, decode_us = map(float, args.null_cost.split(","))
+        except ValueError:
+            raise ValueError(f"--null-cost {args.null_cost}: three numbers are needed, as in 5,20,100") from None
         cost = (step_ms * 1e6, prompt_us * 1e3, 0.0, decode_us * 1e3, 0.0)
     return NullOptions(
         pages=args.kv_pages or NullOptions().pages,
@@ -210,10 +219,18 @@ async def _serve(args: argparse.Namespace, worker: WorkerConfig, front: FrontCon
     home = Home(worker, HomeConfig(watchdog_s=args.watchdog))
     home.say = _say
     app = create_app(home, front)
-    stop = _stop_on_signals()
+    stop = _stop_on_signals(home)
     await home.start()
     serving = asyncio.create_task(
-        serve(app, args.host, args.port, stop=stop, on_ready=lambda port: _say(f"listening on {args.host}:{port}"))
+        serve(
+            app,
+            args.host,
+            args.port,
+            stop=stop,
+            on_ready=lambda port: _say(f"listening on {args.host}:{port}"),
+            # The home ends what takes longer; what it says then must still get out.
+            drain_s=args.shutdown_timeout + 5,
+        )
     )
     tasks = [
         serving,
@@ -243,18 +260,19 @@ async def _end(args: argparse.Namespace, home: Home, serving: "asyncio.Task[None
     try:
         await serving
     except OSError as error:
-        reason = str(error)
+        reason = error.strerror or str(error)
     if reason:
         print(f"penstock serve: {reason}", file=sys.stderr)
     return 1 if reason else 0
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """Set by the first SIGINT or SIGTERM; a second one ends the process at once (the worker goes with it)."""
+def _stop_on_signals(home: Home) -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM; a second one ends everything at once."""
     stop = asyncio.Event()
 
     def on_signal() -> None:
         if stop.is_set():
+            home.abandon()
             os._exit(130)
         stop.set()
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -62,7 +63,7 @@ class Busy(Exception):
 
 
 class Unavailable(Busy):
-    """Nothing can be taken now: the server starts, ends or has failed."""
+    """Nothing can be taken now: the server starts, ends or has failed. (While the engine restarts, jobs wait.)"""
 
 
 class JobFailed(Exception):
@@ -164,11 +165,14 @@ class Home:
         self._core = make_cluster(core)
         self._log = LogWriter(Path(worker.record), Header(cluster=core)) if worker.record else None
         self._cost: Linear | None = None
+        #: How the worker before this one ended.
+        self._ended = ""
         self._streams: dict[int, Stream] = {}
         self._next_job = 0
         self._instances = 0
         self._link: Link | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="penstock-")
+        _sweep()
+        self._folder = tempfile.TemporaryDirectory(prefix=f"penstock-{os.getpid()}-")
         self._context = zmq.asyncio.Context()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -244,7 +248,7 @@ class Home:
             raise Unavailable(self.state_reason or self.state, 5.0)
 
     async def changed(self) -> None:
-        """Returns when the state or the number of streams changes next."""
+        """Returns when the state changes next, or a stream ends."""
         self._changed.clear()
         await self._changed.wait()
 
@@ -269,6 +273,12 @@ class Home:
         self._folder.cleanup()
         if self._log:
             self._log.close()
+
+    def abandon(self) -> None:
+        """For a process that is about to end at once: what would outlive it."""
+        if self._link is not None:
+            self._link.kill()
+        self._folder.cleanup()
 
     def _set(self, state: State, reason: str) -> None:
         self.state, self.state_reason = state, reason
@@ -366,10 +376,11 @@ class Home:
 
     def _on_worker_end(self, link: Link, code: int) -> None:
         self.capacity = Load()
+        self._ended = f"the engine ended ({_how(code)})"
         if self.state == "ready":
             self.restarts += 1
-            self._set("restarting", f"the engine ended ({_how(code)})")
-            self.say(f"the engine ended ({_how(code)}): starting another")
+            self._set("restarting", self._ended)
+            self.say(f"{self._ended}: starting another")
         self._feed(Left(link.instance))
 
     async def _end_worker(self, link: Link) -> None:
@@ -389,6 +400,8 @@ class Home:
         began = time.monotonic()
         while True:
             await asyncio.sleep(min(1.0, self._config.watchdog_s / 4))
+            if self._log:
+                self._log.flush()
             link = self._link
             if link is None or link.process.returncode is not None:
                 began = time.monotonic()
@@ -420,7 +433,7 @@ class Home:
                 case Refuse(_, reason, retry_ns):
                     self._refuse(stream, Busy(reason, retry_ns / 1e9))
                 case Lost():
-                    self._finish(stream, JobFailed("failed", f"the engine ended: {self.state_reason}"))
+                    self._finish(stream, JobFailed("failed", f"{self._ended}; send the request again"))
 
     def _dispatch(self, stream: Stream, command: Dispatch) -> None:
         stream.epoch += 1
@@ -467,6 +480,14 @@ class Home:
 
 def _how(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _sweep() -> None:
+    """Remove the socket folders of homes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob("penstock-*-*"):
+        pid = folder.name.split("-")[1]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _python_path() -> str:
