@@ -22,7 +22,7 @@ STEPS = 2000
 def busy_instance(policy: str, jobs: int) -> tuple[Instance, int]:
     """An instance on which so many jobs decode, and the number of its next step."""
     limits = Limits(max_num_seqs=jobs, max_num_batched_tokens=8192)
-    instance = make_instance(InstanceConfig(policy=policy, pages=jobs * 400, limits=limits))
+    instance = make_instance(InstanceConfig(policy=policy, pages=jobs * 1400, limits=limits))
     draw = random.Random(0)
     for job in range(jobs):
         prompt = draw.randrange(50, 500)

@@ -49,7 +49,7 @@ class Answer:
         self._ledger.metrics.generated(tokens)
 
     def end(self, finish: str) -> None:
-        """The answer is complete ("stop", "length" or "tool_calls"); judges it. Ends it once, as `fail` does."""
+        """The answer is complete ("stop" or "length"); judges it. Ends it once, as `fail` does."""
         if self.outcome is None:
             self._ledger.close(self, "good" if self._met() else "late", finish)
 

@@ -219,7 +219,7 @@ async def _send(run: _Run) -> tuple[Client, list[Reply]]:
     if sum(r.prompt_tokens for r in run.requests) <= TOKENS_AHEAD_MAX:
         calls = list(calls)
     asked = await _prompt_texts(run) if args.verbose else {}
-    with tqdm(total=len(run.requests), unit="req", disable=args.disable_tqdm, smoothing=0.05) as bar:
+    with tqdm(total=len(run.requests), unit="req", disable=args.disable_tqdm or None, smoothing=0.05) as bar:
 
         def on_done(reply: Reply) -> None:
             bar.update()

@@ -63,6 +63,7 @@ class Batch:
         #: What has been granted, in order, and to whom: two parallel lists.
         self.slices: list[Slice] = []
         self.jobs: list[Job] = []
+        self._with_slice: set[int] | None = None
         #: Why work that could run is left out, if the policy does that on purpose.
         self.reason = ""
         self.commands: list[InstanceCommand] = []
@@ -88,6 +89,7 @@ class Batch:
         This is what most jobs of most steps need, done in one pass. Returns the running jobs that still want something
         and got nothing: those that want more than one position, found no page, or found the budget used up.
         """
+        assert not self.slices, "advance comes before add and admit: it would grant their jobs a second slice"
         rest: list[Job] = []
         take, grant, grow = self.jobs.append, self.slices.append, self.pages.grow
         running = iter(self._running.values())
@@ -103,7 +105,7 @@ class Batch:
                 else:
                     rest.append(job)
         self.budget -= len(self.slices)
-        rest.extend(running)
+        rest.extend(job for job in running if job.planned < job.total)
         return rest
 
     def add(self, job: Job, most: int) -> int:
@@ -113,7 +115,7 @@ class Batch:
         Returns the number granted: 0 if it wants none, the budget is used up, or there is not one more page.
         """
         count = min(most, job.wants, self.budget)
-        if count <= 0 or not self.holds(job):
+        if count <= 0 or not self.holds(job) or job.id in self._granted():
             return 0
         need = self.pages.missing(job, job.planned + count)
         if need and not self.pages.grow(job, need):
@@ -122,9 +124,16 @@ class Batch:
                 return 0
         self.jobs.append(job)
         self.slices.append(Slice(job.id, job.planned, count))
+        self._granted().add(job.id)
         job.planned += count
         self.budget -= count
         return count
+
+    def _granted(self) -> set[int]:
+        """Jobs that have a slice of this step. Made when first asked for: most steps need only `advance`."""
+        if self._with_slice is None:
+            self._with_slice = {piece.job for piece in self.slices}
+        return self._with_slice
 
     def holds(self, job: Job) -> bool:
         """Whether the job is (still) running."""
@@ -141,7 +150,7 @@ class Batch:
     def admit(self, job: Job, most: int, *, whole: bool = False) -> int:
         """Let a waiting job run: reuse what is here of its prefix, then plan up to `most` positions.
 
-        `whole`: all that it wants or nothing. Returns the number granted; on 0 the job still waits.
+        There must be pages for all that is granted. `whole`: all that it wants or nothing. Returns the number granted; on 0 the job still waits.
         """
         if self.seats <= 0 or not self.may_admit(job):
             return 0
@@ -167,6 +176,7 @@ class Batch:
             at = self.jobs.index(job)
             del self.jobs[at]
             self.budget += self.slices.pop(at).count
+            self._with_slice = None
         del self._running[job.id]
         self.pages.release(job)
         self.commands.append(Release(job.id, False))

@@ -19,6 +19,8 @@ Rank = Callable[[Load], float]
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that decides how the cluster behaves; opens its log."""
+
     policy: str = "fcfs"
     #: Jobs that wait, here or on an instance, at most; per instance.
     max_num_queued: int = 1024

@@ -46,7 +46,8 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
 
 
 class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
-    """Tell the home that the job ended without an answer: `outcome` is dropped, rejected or failed."""
+    """Tell the home that the job ended without an answer. `outcome`: dropped, failed, rejected (it may come again), or
+    invalid (it never fits)."""
 
     job: int
     epoch: int

@@ -29,8 +29,8 @@ class Named(msgspec.Struct, frozen=True, array_like=True, tag="named"):
 class Executed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of one slice, where it is not simply: all executed, and the job goes on.
 
-    `executed` may be less than planned (the job had already stopped; the slice was revoked) and `emitted` more than
-    one (speculation). `finish` is the reason why the job ends here.
+    `executed` may be less than planned (the job had already stopped; the slice was revoked). `emitted` counts the
+    positions that became known. `finish` is the reason why the job ends here.
     """
 
     job: int
@@ -84,6 +84,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):
+    """An instance says how it is."""
+
     instance: int
     load: Load
 

@@ -117,7 +117,7 @@ class Instance:
             reason = (
                 f"needs room for {job.total} tokens, the KV cache has {room}: shorten the prompt or lower max_tokens"
             )
-            return self._turn_away(event, "rejected", reason, out)
+            return self._turn_away(event, "invalid", reason, out)
         if len(self.waiting) >= self.config.limits.max_num_queued:
             return self._turn_away(event, "rejected", "queue full", out)
         self.jobs[job.id] = job
@@ -125,7 +125,7 @@ class Instance:
         self.waiting.push(job)
 
     def _turn_away(self, event: Submitted, outcome: str, reason: str, out: list[InstanceCommand]) -> None:
-        self.counts[outcome] += 1
+        self.counts["rejected"] += 1
         out.append(End(event.spec.id, event.epoch, outcome, reason))
 
     def _on_cancelled(self, event: Cancelled, out: list[InstanceCommand]) -> None:
@@ -275,6 +275,7 @@ class Instance:
 
     @property
     def load(self) -> Load:
+        """What this instance reports to the cluster."""
         counts = self.counts
         ended = counts["seen"] - len(self.jobs)
         pages = self.pages

@@ -29,6 +29,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceEntry(msgspec.Struct, frozen=True, array_like=True):
+    """An event of an instance, and what it led to."""
+
     now: int
     event: InstanceEvent
     commands: list[InstanceCommand]
@@ -37,13 +39,15 @@ class InstanceEntry(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ClusterEntry(msgspec.Struct, frozen=True, array_like=True):
+    """An event of the cluster, and what it led to."""
+
     now: int
     event: ClusterEvent
     commands: list[ClusterCommand]
 
 
 class LogWriter:
-    """Appends entries. A crash loses at most what the operating system had not written."""
+    """Appends entries, buffered: a process that is killed loses what came after its last `flush`."""
 
     def __init__(self, path: Path, header: Header) -> None:
         self._file = path.open("wb")
@@ -122,7 +126,8 @@ class Observed(msgspec.Struct, frozen=True):
     """What a log of an instance says about time, for a cost model."""
 
     config: InstanceConfig
-    #: Features of each step, and from the command to run it to the report that it is done, in ns.
+    #: Features of each step, and from the command to run it to the report that it is done, in ns. Where several steps
+    #: are in flight that would include waiting for each other, so there it is the engine's own time.
     steps: list[tuple[Features, int]]
     #: From a job's arrival at its home to the core, ns, each.
     delays: list[int]
@@ -139,7 +144,7 @@ def observe(path: Path) -> Observed:
         event = entry.event
         if isinstance(event, StepDone) and event.seq in began:
             what, issued = began.pop(event.seq)
-            found.steps.append((what, entry.now - issued))
+            found.steps.append((what, entry.now - issued if header.instance.depth == 1 else entry.step_ns))
         elif isinstance(event, Submitted):
             found.delays.append(max(0, entry.now - event.spec.arrival))
         for command in entry.commands:

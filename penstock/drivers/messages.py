@@ -21,6 +21,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
+    """The home no longer wants the job in this epoch or an earlier one."""
+
     job: int
     epoch: int
 

@@ -25,7 +25,7 @@ from penstock.core.events import (
 )
 from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
-from penstock.core.slo import SECOND
+from penstock.core.slo import SECOND, Slo
 from penstock.core.step import StepCost, StepPlan, features
 from penstock.drivers.local import carry_out, exceptions
 from penstock.engine.base import Output
@@ -109,6 +109,7 @@ class Simulation:
             arrival=arrival,
             keys=_keys(request, self._config.instance.block_tokens),
             priority=request.priority or 0,
+            slo=request.slo or Slo(),
         )
         self._at(arrival, partial(self._feed_cluster, Arrived(spec)))
 

@@ -1,6 +1,6 @@
 """The worker process: an instance core beside its engine. `python -m penstock.drivers.worker`, configuration on stdin.
 
-Two threads. This one owns the core and the socket: events in, commands out. The other owns the engine and takes its
+Two threads that matter. This one owns the core and the socket: events in, commands out. The other owns the engine and takes its
 commands from a queue, so that messages are answered and the next step is planned while a step runs. The worker ends
 when its stdin closes: whoever started it is then gone, however it went.
 """
@@ -187,6 +187,7 @@ class Worker:
     def run(self) -> None:
         """Serve until told to stop or the parent is gone."""
         self._thread.start()
+        flush_at = 0.0
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
@@ -197,8 +198,9 @@ class Worker:
             while self._thread.done:
                 self._on_done(self._thread.done.popleft())
             self._receive()
-            if self._log and not ready:
+            if self._log and time.monotonic() > flush_at:
                 self._log.flush()
+                flush_at = time.monotonic() + 1
         if self._log:
             self._log.close()
 

@@ -108,9 +108,10 @@ def as_cuda(backend: Backend) -> "Cuda | None":
 
 
 def make_kv(shape: probe.Shape, pages: int, page_tokens: int, device: torch.device, dtype: torch.dtype) -> Kv:
-    """Tensors for so many pages and the null page, zero at first."""
+    """Tensors for so many pages and the null page. Not cleared: what nobody has written is never read (see `Kv`), and
+    on a CPU, memory that is not touched is not taken."""
     keys, values = (
-        torch.zeros(shape.layers, pages + 1, shape.kv_heads, page_tokens, dim, device=device, dtype=dtype)
+        torch.empty(shape.layers, pages + 1, shape.kv_heads, page_tokens, dim, device=device, dtype=dtype)
         for dim in (shape.head_dim, shape.value_dim)
     )
     return Kv(keys, values)

@@ -3,8 +3,8 @@
     window             first counted request sent, to last counted request over
     request throughput completed requests / window
     token throughput   tokens of completed requests / window (output; and prompt + output)
-    goodput            good requests / window; as a share, of all counted requests but those the client
-    cancelled token goodput      tokens of completed requests that came before they were due / window
+    goodput            good requests / window; as a share, of all counted but those the client cancelled
+    token goodput      tokens of completed requests that came before they were due / window
 
 Latencies are of completed requests. ITL is the gap between two deliveries of tokens of one request, however
 many tokens they carry. Requests of the warm-up are left out everywhere.

@@ -24,7 +24,7 @@ class Row:
 
 ROWS: dict[str, Row] = {
     "fcfs": Row("continuous batching with chunked prefill (Sarathi-Serve, vLLM)", fcfs.fcfs),
-    "prefill-first": Row("whole prompts before any decoding (vLLM 0.2, Orca)", prefill_first.prefill_first),
+    "prefill-first": Row("whole prompts before any decoding (vLLM 0.2)", prefill_first.prefill_first),
     "splitfuse": Row(
         "a fixed token budget, admission by peak (DeepSpeed-FastGen, LightLLM)",
         splitfuse.splitfuse,

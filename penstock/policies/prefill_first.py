@@ -1,4 +1,4 @@
-"""Whole prompts before any decoding, as in vLLM 0.2 and Orca's iteration-level scheduling: the classic baseline.
+"""Whole prompts before any decoding, as in vLLM 0.2: the classic baseline.
 
 A step is either prompts only, as many whole ones as the token budget holds (a longer one goes alone), or one token of
 every running job. New prompts therefore stall all running streams.
