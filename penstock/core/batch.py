@@ -150,7 +150,8 @@ class Batch:
     def admit(self, job: Job, most: int, *, whole: bool = False) -> int:
         """Let a waiting job run: reuse what is here of its prefix, then plan up to `most` positions.
 
-        There must be pages for all that is granted. `whole`: all that it wants or nothing. Returns the number granted; on 0 the job still waits.
+        There must be pages for all that is granted. `whole`: all that it wants or nothing. Returns the number granted;
+        on 0 the job still waits.
         """
         if self.seats <= 0 or not self.may_admit(job):
             return 0

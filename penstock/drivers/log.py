@@ -142,7 +142,7 @@ def observe(path: Path) -> Observed:
     found = Observed(header.instance, [], [])
     for entry in entries:
         event = entry.event
-        if isinstance(event, StepDone) and event.seq in began:
+        if isinstance(entry, InstanceEntry) and isinstance(event, StepDone) and event.seq in began:
             what, issued = began.pop(event.seq)
             found.steps.append((what, entry.now - issued if header.instance.depth == 1 else entry.step_ns))
         elif isinstance(event, Submitted):

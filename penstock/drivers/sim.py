@@ -163,7 +163,8 @@ class Simulation:
 
     def _end(self, job: int, outcome: str, reason: str) -> None:
         record = self._records[job]
-        record.outcome, record.error, record.end_ns = outcome, reason, self.now
+        record.outcome = FAILED if outcome == "invalid" else outcome
+        record.error, record.end_ns = reason, self.now
 
 
 def _keys(request: Request, block_tokens: int) -> tuple[int, ...]:

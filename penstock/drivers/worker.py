@@ -1,8 +1,8 @@
 """The worker process: an instance core beside its engine. `python -m penstock.drivers.worker`, configuration on stdin.
 
-Two threads that matter. This one owns the core and the socket: events in, commands out. The other owns the engine and takes its
-commands from a queue, so that messages are answered and the next step is planned while a step runs. The worker ends
-when its stdin closes: whoever started it is then gone, however it went.
+Two threads that matter. This one owns the core and the socket: events in, commands out. The other owns the engine and
+takes its commands from a queue, so that messages are answered and the next step is planned while a step runs. The
+worker ends when its stdin closes: whoever started it is then gone, however it went.
 """
 
 import ctypes

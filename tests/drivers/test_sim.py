@@ -10,7 +10,7 @@ from penstock.core.instance import InstanceConfig
 from penstock.core.slo import MS
 from penstock.cost.linear import Linear
 from penstock.drivers.sim import SimConfig, Simulation
-from penstock.metrics.record import COMPLETED, REJECTED, Record
+from penstock.metrics.record import COMPLETED, FAILED, Record
 from penstock.policies.bundles import ROWS
 from penstock.workload.trace import Request
 
@@ -60,10 +60,10 @@ def test_a_shared_prefix_is_computed_once() -> None:
     assert second.ttft_ns == (10 + 2) * MS
 
 
-def test_what_can_never_fit_is_rejected_and_harms_nobody() -> None:
+def test_what_can_never_fit_fails_and_harms_nobody() -> None:
     good, bad = simulate([request(0.0, 10, 2), request(0.0, 99999, 2)])
     assert good.outcome == COMPLETED
-    assert bad.outcome == REJECTED
+    assert bad.outcome == FAILED
     assert "KV cache" in bad.error
 
 
