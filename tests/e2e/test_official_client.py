@@ -62,7 +62,7 @@ def random_prompts(lengths: list[int]) -> list[list[int]]:
 async def test_greedy_answers_are_those_of_transformers(several: openai.AsyncOpenAI, model: Any) -> None:
     """All at once, so that they are batched, some with a common beginning, so that blocks are shared."""
     prompts = random_prompts([1, 2, 15, 16, 17, 63, 64, 65, 130, 300])
-    prompts += [prompts[-1][:200] + [9], prompts[-1][:128]]
+    prompts += [[*prompts[-1][:200], 9], prompts[-1][:128]]
 
     async def answer(prompt: list[int]) -> list[int]:
         ask = {"model": MODEL, "prompt": prompt, "max_tokens": 40, "temperature": 0}
