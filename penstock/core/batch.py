@@ -84,7 +84,7 @@ class Batch:
         return self.limits.max_num_seqs - len(self._running)
 
     def advance(self) -> list[Job]:
-        """One position for each running job that wants just one, with a page where it needs one, while the budget lasts.
+        """One position for each running job that wants just one, with a page where needed, while the budget lasts.
 
         This is what most jobs of most steps need, done in one pass. Returns the running jobs that still want something
         and got nothing: those that want more than one position, found no page, or found the budget used up.
