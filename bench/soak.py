@@ -75,11 +75,14 @@ async def soak(server: ServerProcess, requests: int, concurrency: int) -> list[s
 
 
 def _bodies(count: int, draw: random.Random) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """Requests, and the share of its answer after which a client leaves (None: it stays)."""
+    """Requests, and when the client leaves, as a share of the time that answers take (None: it stays)."""
     for _ in range(count + 1):
         prompt = [draw.randrange(4, 256) for _ in range(draw.randint(1, PROMPT))]
-        body = {"prompt": prompt, "max_tokens": draw.randint(1, ANSWER), "ignore_eos": True}
-        yield body | {"stream": draw.random() < 0.5}, draw.random() if draw.random() < 1 / 3 else None
+        leaves = draw.random() if draw.random() < 1 / 3 else None
+        # Whoever is to leave asks for more than there will be time for.
+        answer = draw.randint(1, ANSWER) if leaves is None else 2 * ANSWER
+        body = {"prompt": prompt, "max_tokens": answer, "ignore_eos": True, "stream": draw.random() < 0.5}
+        yield body, leaves
 
 
 async def _some(
