@@ -38,11 +38,10 @@ class Grammars:
     """Compiles grammars for one vocabulary; the last ones are kept, since requests often share a schema."""
 
     def __init__(self, folder: Path, vocab: int, eos_token_ids: list[int], kept: int = 64) -> None:
-        self._folder = folder
         self._vocab = vocab
-        self._eos = eos_token_ids
         self._kept = kept
-        self._tokenizer: LLTokenizer | None = None
+        #: Loaded at once: it takes from a tenth of a second to some, in which no request could go on.
+        self._tokenizer = _load(folder, vocab, eos_token_ids)
         self._fresh: OrderedDict[str, LLMatcher] = OrderedDict()
 
     def start(self, grammar: str) -> GrammarState:
@@ -55,15 +54,21 @@ class Grammars:
         return GrammarState(self._fresh[grammar].deep_copy(), self._vocab)
 
     def _compile(self, grammar: str) -> LLMatcher:
-        matcher = LLMatcher(self._load(), grammar, log_level=0)
+        if isinstance(self._tokenizer, str):
+            raise ValueError(f"grammar: {self._tokenizer}")
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise ValueError(f"grammar: {matcher.get_error()}")
         return matcher
 
-    def _load(self) -> LLTokenizer:
-        if self._tokenizer is None:
-            path = self._folder / "tokenizer.json"
-            if not path.is_file():
-                raise ValueError(f"grammar: {self._folder} has no tokenizer.json, which structured output needs")
-            self._tokenizer = LLTokenizer(str(path), n_vocab=self._vocab, eos_token=self._eos or None)
-        return self._tokenizer
+
+def _load(folder: Path, vocab: int, eos_token_ids: list[int]) -> LLTokenizer | str:
+    """The model's tokenizer; or why there is none, which concerns nobody but who asks for a grammar."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return f"{folder} has no tokenizer.json, which structured output needs"
+    try:
+        return LLTokenizer(str(path), n_vocab=vocab, eos_token=eos_token_ids or None)
+    except Exception as error:
+        # The library names no errors of its own.
+        return f"{path} cannot be used for structured output: {error}"

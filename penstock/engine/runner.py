@@ -90,6 +90,13 @@ class TransformersEngine:
         if forget:
             del self._jobs[job]
 
+    def clear(self) -> None:
+        """Forget all jobs and all shared blocks."""
+        for job in list(self._jobs):
+            self.release(job, forget=True)
+        for key in list(self._pool.blocks):
+            self.evict(key)
+
     def used(self) -> int:
         return self._pool.used()
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from llguidance import LLMatcher
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from llguidance import LLMatcher, LLTokenizer
+from tokenizers import Tokenizer
 
 from penstock.core.step import Slice, StepPlan
+from penstock.engine import grammar
 from penstock.engine.params import Sampling
 from penstock.engine.pool import PoolError
 from penstock.engine.runner import TransformersEngine
@@ -20,15 +21,7 @@ EOS = 256
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama over bytes, with a tokenizer whose tokens are the 256 bytes and an end."""
-    folder = tiny.build("Llama", tmp_path_factory.mktemp("bytes"), vocab_size=260, eos_token_id=EOS, spread=3)
-    vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<end>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return tiny.build_bytes(tmp_path_factory.mktemp("bytes"))
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +220,41 @@ def test_grammar_follows_delivered_tokens(driver: tiny.Driver, seen: int) -> Non
 def test_delivered_tokens_outside_the_grammar_are_refused(driver: tiny.Driver) -> None:
     with pytest.raises(ValueError, match="do not fit the grammar"):
         driver.engine.add(1, [5, 6, 7], 2, Sampling(max_tokens=9, grammar=LLMatcher.grammar_from_regex("[a-c]+")))
+
+
+def test_the_first_grammar_waits_for_no_tokenizer(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded at start, and what is wrong with it is told to those who need it."""
+    loaded: list[str] = []
+
+    def load(path: str, **_: object) -> LLTokenizer:
+        loaded.append(path)
+        return LLTokenizer(path, n_vocab=260)
+
+    monkeypatch.setattr(grammar, "LLTokenizer", load)
+    driver = tiny.Driver(tiny.engine(model))
+    assert loaded == [str(model / "tokenizer.json")]
+    driver.add(1, [5], Sampling(max_tokens=9, grammar=LLMatcher.grammar_from_regex("a")))
+    assert len(loaded) == 1
+
+
+def test_a_tokenizer_that_grammars_cannot_use_harms_nobody_else(tmp_path: Path) -> None:
+    (tiny.build("Llama", tmp_path) / "tokenizer.json").write_text("{}")
+    driver = tiny.Driver(tiny.engine(tmp_path))
+    with pytest.raises(ValueError, match=r"tokenizer.json cannot be used"):
+        driver.engine.add(1, [5], 1, Sampling(max_tokens=9, grammar=LLMatcher.grammar_from_regex("a")))
+    assert len(run(driver, tiny.greedy(3))[0]) == 3
+
+
+def test_clear(driver: tiny.Driver) -> None:
+    """Nothing is left, whatever state the jobs are in."""
+    for job in range(3):
+        driver.add(job, [5] * 20, tiny.greedy(9))
+    driver.engine.add(9, [5], 1, tiny.greedy(9))
+    driver.step({0: 20, 1: 7})
+    driver.engine.share(0, 77)
+    driver.engine.clear()
+    assert driver.engine.used() == 0
+    assert len(run(tiny.Driver(driver.engine), tiny.greedy(3))[0]) == 3
 
 
 def test_without_a_tokenizer_grammars_are_refused(tmp_path: Path) -> None:

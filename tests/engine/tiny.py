@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from penstock.core.step import Slice, StepPlan
 from penstock.engine.base import Engine, Output
@@ -44,6 +45,18 @@ def build(family: str, folder: Path, spread: float = 5.0, **changes: Any) -> Pat
                 weight.mul_(spread)
     model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
+    return folder
+
+
+def build_bytes(folder: Path) -> Path:
+    """A Llama whose tokens are the 256 bytes, and 256 for the end, with its tokenizer."""
+    build("Llama", folder, vocab_size=260, eos_token_id=256, spread=3)
+    vocab = {char: i for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
 
