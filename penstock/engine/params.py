@@ -1,5 +1,7 @@
 """How one job samples. Travels from the front to the engine; checked at the front. Knows no tensors."""
 
+from math import inf, isfinite
+
 import msgspec
 
 
@@ -31,6 +33,24 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ignore_eos: bool = False
     #: A llguidance grammar (its JSON form) that the output must match; "" for none.
     grammar: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what means nothing."""
+        for name, good, need in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < inf, "0 (greedy) or more"),
+            ("top_k", self.top_k >= -1, "at least 1; or 0 or -1 for all"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < inf, "more than 0"),
+            ("presence_penalty", isfinite(self.presence_penalty), "a number"),
+            ("frequency_penalty", isfinite(self.frequency_penalty), "a number"),
+            ("logit_bias", all(map(isfinite, self.logit_bias.values())), "of numbers"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "0 or more, or None"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens ({self.max_tokens})"),
+        ):
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be {need}")
 
 
 class Logprobs(msgspec.Struct, array_like=True):
