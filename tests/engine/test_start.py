@@ -35,6 +35,20 @@ def test_a_hub_id_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pa
         resolve("someone/something", str(tmp_path))
 
 
+def test_what_is_in_the_download_dir_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Laid out as the hub's library does."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    snapshot = tmp_path / "models--someone--something" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(commit)
+    assert resolve("someone/something", str(tmp_path)) == snapshot
+    with pytest.raises(FileNotFoundError):
+        resolve("someone/something", str(tmp_path / "elsewhere"))
+
+
 def test_dummy_weights_follow_the_seed(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     weights = [next(start(tmp_path, load_format="dummy", seed=s)._model.parameters()) for s in (1, 1, 2)]
