@@ -158,9 +158,10 @@ def _drawn(scores: Tensor, rows: Sequence[Row]) -> list[Pick]:
     if scores.device.type != "cpu" or scores.dtype != torch.float32:
         noise = gumbel(seeds, choices, indices, scores.shape[1], scores.device)
         return _best(truncate(scores, params) + noise, rows)
-    floors, ps = least(scores, params), [p.top_p for p in params]
-    kept = scores if min(ps) == 1 else scores.masked_fill(scores < floors, float("-inf"))
-    totals = torch.zeros(len(rows)) if min(ps) == 1 else kept.logsumexp(1)
+    floors, ps, totals = least(scores, params), [p.top_p for p in params], torch.zeros(len(rows))
+    if min(ps) < 1:
+        kept = scores if floors.isneginf().all() else scores.masked_fill(scores < floors, float("-inf"))
+        totals = kept.logsumexp(1)
     return _picks(*draw(scores, requests_of(seeds, choices, indices), floors[:, 0], ps, totals))
 
 
