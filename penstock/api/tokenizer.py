@@ -3,6 +3,7 @@
 A null engine has no folder: `IdTokenizer` stands in, ids below 256 being bytes.
 """
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,9 @@ import msgspec
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from penstock.api.detokenize import ByteDetokenizer, Detokenizer, WindowDetokenizer
+
+# Its thread pool would warn at every fork, and a front has a thread of its own for long texts.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 class TextTokenizer(Protocol):
@@ -65,11 +69,12 @@ class FolderTokenizer:
         self._shown_bytes = lru_cache(maxsize=1 << 18)(self._bytes_unless_special)
 
     def encode(self, text: str, special: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        # Of the library's ways to encode, those of batches let other Python threads go on.
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special)
+        text: str = self._tokenizer.decode_batch([ids], skip_special_tokens=skip_special)[0]
         return text
 
     def detokenizer(self, skip_special: bool) -> Detokenizer:

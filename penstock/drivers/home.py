@@ -397,12 +397,17 @@ class Home:
 
     async def _watch(self) -> None:
         """Ping the worker; replace one that hangs."""
-        began = time.monotonic()
+        began = woke = time.monotonic()
+        pause_s = min(1.0, self._config.watchdog_s / 4)
         while True:
-            await asyncio.sleep(min(1.0, self._config.watchdog_s / 4))
+            await asyncio.sleep(pause_s)
             if self._log:
                 self._log.flush()
-            link = self._link
+            link, slept_s = self._link, time.monotonic() - woke
+            woke += slept_s
+            if link is not None and slept_s > 2 * pause_s:
+                # It was this process that slept: what the worker said meanwhile is yet to be read.
+                link.heard += slept_s
             if link is None or link.process.returncode is not None:
                 began = time.monotonic()
             elif not link.ready:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import math
 import random
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import pytest
 import torch
 import transformers
 from server_process import PATIENCE_S, ServerProcess, wait_until
+
+from penstock.api.tokenizer import FolderTokenizer
 
 MODEL = "tiny"
 HI = [{"role": "user", "content": "hi, quick fox"}]
@@ -271,6 +275,18 @@ def test_bad_requests_are_refused_by_name(client: openai.OpenAI, kind: str, ask:
     assert (refused.value.param or "").startswith(param)
     assert refused.value.type == "invalid_request_error"
     assert refused.value.body["message"]
+
+
+def test_a_long_text_is_tokenized_beside_other_work(folder: Path) -> None:
+    """The thread that does it must let others run: a front has all its streams to serve meanwhile."""
+    tokenizer = FolderTokenizer(folder)
+    thread = threading.Thread(target=tokenizer.encode, args=("x" * 1_000_000, False))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 10
 
 
 def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:

@@ -309,6 +309,17 @@ def test_a_stalled_reader_delays_nobody(slow: ServerProcess) -> None:
     wait_until(slow.idle, "its pages are free", 10)
 
 
+def test_a_front_that_was_stopped_does_not_blame_the_engine(slow: ServerProcess) -> None:
+    """As after a suspended machine or a long pause: the silence was its own."""
+    engine = slow.engine()
+    with load(slow, 4, max_tokens=250) as futures:
+        slow.process.send_signal(signal.SIGSTOP)
+        time.sleep(3)  # twice the watchdog's patience
+        slow.process.send_signal(signal.SIGCONT)
+        assert ends(futures) == {"answered": 4}
+    assert slow.engine() == engine
+
+
 def test_requests_during_a_restart_wait_for_it(slow: ServerProcess) -> None:
     slow.kill_engine(signal.SIGKILL)
     wait_until(lambda: httpx.get(f"{slow.url}/health").status_code == 503, "it notices")
