@@ -7,7 +7,7 @@ import msgspec
 from penstock.core import laws
 from penstock.core.batch import Limits
 from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Run, Share
-from penstock.core.events import Executed, InstanceEvent, StepDone, Submitted
+from penstock.core.events import Cancelled, Executed, InstanceEvent, StepDone, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
 from penstock.core.step import StepPlan
@@ -45,6 +45,10 @@ class Local:
         keys = tuple(block_keys(tokens, self.engine.info.block_tokens, b""))
         self._feed(Submitted(JobSpec(id=job, units=(unit,), known=len(tokens), arrival=job, keys=keys), 0))
         return job
+
+    def cancel(self, job: int) -> None:
+        """End a job whose outputs nobody wants any more. Its step in flight still runs."""
+        self._feed(Cancelled(job, 0))
 
     def run(self) -> Iterator[Output]:
         """Step until all jobs have ended, yielding what each step gives them."""

@@ -126,7 +126,7 @@ class EngineThread(threading.Thread):
     def _add(self, submit: m.Submit) -> Broken | None:
         try:
             self._engine.add(submit.spec.id, submit.tokens, submit.prompt, submit.sampling)
-        except Exception as error:
+        except ValueError as error:
             self._broken.add(submit.spec.id)
             return Broken(submit.spec.id, submit.epoch, str(error))
         return None
