@@ -114,6 +114,8 @@ class LLM:
                 raise ValueError(f"prompt {at}: {output.finish.removeprefix('error:')}")
             if not answers[at].finish:
                 _extend(answers[at], readers[at].push(output.tokens, output.logprobs, output.finish))
+                if answers[at].finish and output.finish is None:
+                    self._local.cancel(output.job)
         return answers
 
     def _ids(self, prompt: Prompt) -> list[int]:
