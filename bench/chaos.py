@@ -73,7 +73,9 @@ async def torment(server: ServerProcess, rounds: int, requests: int) -> list[Rou
     print(f"{'served s':>9} {'procs':>5} {'fds':>4} {'thr':>4} {'tasks':>5} {'RSS MiB':>7}")
     done: list[Round] = []
     async with aiohttp.ClientSession(
-        base_url=server.url, timeout=aiohttp.ClientTimeout(PATIENCE_S), connector=aiohttp.TCPConnector(limit=0)
+        base_url=server.url,
+        timeout=aiohttp.ClientTimeout(PATIENCE_S),
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
     ) as session:
         await ask(session, 0)
         for number in range(2 * rounds):
