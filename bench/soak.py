@@ -75,7 +75,7 @@ async def soak(server: ServerProcess, requests: int, concurrency: int) -> list[s
 
 
 def _bodies(count: int, draw: random.Random) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """Requests, and when the client leaves, as a share of the time that answers take (None: it stays)."""
+    """Requests, and when the client leaves, as a share of half the time that answers take (None: it stays)."""
     for _ in range(count + 1):
         prompt = [draw.randrange(4, 256) for _ in range(draw.randint(1, PROMPT))]
         leaves = draw.random() if draw.random() < 1 / 3 else None
@@ -94,16 +94,16 @@ async def _some(
     """So many of the requests, `concurrency` at a time; how they ended."""
     ends: Counter[str] = Counter()
     left = iter(range(count))
-    pace_s = [1.0]
+    pace_s = [0.1]
 
     async def client() -> None:
         for _ in left:
             body, leaves = next(bodies)
             began = time.monotonic()
-            end = await _ask(session, body, None if leaves is None else leaves * pace_s[0])
+            end = await _ask(session, body, None if leaves is None else leaves * pace_s[0] / 2)
             ends[end] += 1
-            if end == "answered":
-                # How long answers take at the moment: clients leave at any time within that.
+            if leaves is None and end == "answered":
+                # How long answers take at the moment: clients leave at any time within half of it.
                 pace_s[0] = 0.9 * pace_s[0] + 0.1 * (time.monotonic() - began)
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
