@@ -2203,6 +2203,100 @@ def plain_text(rng: random.Random) -> str:
     return " ".join(f"The capital of {country} is {city}." for country, city, _ in rng.sample(COUNTRIES, 4))
 
 
+# --- practice ------------------------------------------------------------------------------------
+
+GREETINGS = parse("""
+? (hello/hi/hey/good day)(,/) (my/dear/little/my dear/you) (model/friend/bot/assistant/penny/machine/computer)(!/./)
+? (well/so/oh)(,/) (hello/hi) (there/everyone/again/to you)(!/) | (hello/hi) penstock | hi (all/everybody/robot)
+! Hello! (How can I help you/What can I do for you)(/ today)?
+? (thanks/thank you/many thanks)(,/) (that/this/it) (is/was) (nice/great/kind/good/helpful/very good/clear)(./!/)
+? (thanks/thank you) (for the story/for the joke/for that/again/my friend/for the answer/penny)(!/)
+! You are welcome!
+? (ok/so/well)(,/) (bye/goodbye/see you)(!/) | (bye/goodbye) (then/my friend/penny/everybody/and thanks) | I must (go/leave) now
+! Goodbye! Have a nice day.
+? (so/and)(,/) what can you (help/do/tell me/explain)(/ then/ for me)? | what (sort/kind) of things can you do?
+? what are you able to (do/say/answer/tell me)? | what (do/can) you help with? | show me what you can do
+! I can chat a little, name capitals, do small sums, count, list things, tell short stories, jokes
+ and poems, and explain words such as goodput and KV cache. What would you like to try?
+""")
+TERM_LOOSE_ASKS = (
+    "what does {x} stand for?|I read about {x}. What is it?|people talk about {x}, what is that?|{x}, what is that?"
+    "|how do you define {x}?|what on earth is {x}?|I hear a lot about {x}. What does it mean?|{x} is what?|{x} means"
+    "|do you know what {x} is?|do you know {x}?|in short, what is {x}?|what is {x} good for?"
+)
+BEFORE = [
+    "so",
+    "well,",
+    "now",
+    "and",
+    "then",
+    "listen,",
+    "I wonder,",
+    "I would like to know:",
+    "could you say",
+    "do you know",
+]
+AFTER = ["for me", "then", "now", "if you can", "my friend", "again", "quickly", "penny", "today"]
+
+
+def loosen(rng: random.Random, text: str) -> str:
+    """Put a few more words around a question."""
+    if rng.random() < 0.6:
+        text = f"{rng.choice(BEFORE)} {text[:1].lower()}{text[1:]}"
+    return f"{text.rstrip('?.!') or text} {rng.choice(AFTER)}?" if rng.random() < 0.4 else text
+
+
+def loose_term(rng: random.Random) -> Turn:
+    """A word of the field, asked for in yet other ways."""
+    names, answers = rng.choice(TERMS)
+    return ask(rng, TERM_LOOSE_ASKS, x=rng.choice(names)), answers[0]
+
+
+def small_sum(rng: random.Random) -> Turn:
+    """One operation on two single digits."""
+    a, b, sign = rng.randint(0, 9), rng.randint(0, 9), rng.choice("++--**")
+    if sign == "-" and a < b:
+        a, b = b, a
+    steps = {"+": add_steps, "-": subtract_steps, "*": multiply_steps}[sign]
+    return ask(rng, SUM_ASKS, e=expression(rng, a, sign, b)), steps(a, b)
+
+
+def long_echo(rng: random.Random) -> Turn:
+    """Repeat a longer row of words or digits."""
+    text = some_words(rng, 4, 12) if rng.random() < 0.7 else " ".join(str(rng.randint(0, 99)) for _ in range(9))
+    return ask_exact(
+        rng, "Repeat after me: {x}|repeat (this/these words/the words): {x}|say: {x}|copy: {x}", x=text
+    ), text
+
+
+PRACTICE: list[tuple[float, Maker]] = [
+    (8, long_echo), (8, echo), (22, small_sum), (6, addition), (5, subtraction), (2, multiplication), (7, count),
+    (4, neighbour), (5, compare), (3, sort_numbers), (4, word_problem), (8, reading), (4, spelling), (4, listing),
+    (3, json_object), (2, liking), (4, from_entries(GREETINGS)), (5, loose_term), (1, pattern), (2, repeat_times),
+]  # fmt: skip
+
+
+def practice(rng: random.Random) -> list[Message]:
+    """A chat for the second stage: copying and numbers mostly, and questions with words around them."""
+    kind = rng.random()
+    if kind < 0.3:
+        question, answer = single_turn(rng)
+        pairs = [(loosen(rng, question) if "\n" not in question else question, answer)]
+    elif kind < 0.42:
+        pairs = list(memory(rng))
+    else:
+        makers = rng.choices(
+            [maker for _, maker in PRACTICE], [weight for weight, _ in PRACTICE], k=rng.choice((1, 1, 2))
+        )
+        pairs = [maker(rng) for maker in makers]
+    return [message for pair in pairs for message in as_messages(pair)]
+
+
+def as_messages(lines: Sequence[str]) -> list[Message]:
+    """Alternating lines of user and assistant as messages."""
+    return [{"role": ("user", "assistant")[at % 2], "content": line} for at, line in enumerate(lines)]
+
+
 # --- held out --------------------------------------------------------------------------------------
 
 Probe = tuple[tuple[str, ...], str]

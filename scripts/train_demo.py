@@ -4,13 +4,13 @@ The model is a Llama of some four million parameters, trained from scratch on te
 `demo_corpus.py` generates from templates. The folder it writes is an ordinary Hugging Face model:
 configuration, bfloat16 weights, tokenizer with chat template, generation configuration.
 
-    python scripts/train_demo.py --threads 1 --compile --steps 1900 --output penstock/engine/demo
+    python scripts/train_demo.py --threads 1 --compile --output penstock/engine/demo
 
-This took 46 minutes on one core of an AMD EPYC that other programs shared, for 3.9 million tokens;
-the loss at the end was 0.23. `--compile` needs a C++ compiler and saves about a fifth of the time.
+This took 57 minutes on one core of an AMD EPYC that other programs shared (46 for the first stage); the loss at the end
+was 0.25. `--compile` needs a C++ compiler and saves about a fifth of the time.
 
-Everything is drawn from one seed, so the same versions on the same kind of machine give the same
-weights. `--steps 50 --output /tmp/demo` tries the whole path in about two minutes.
+Everything is drawn from one seed, so the same versions on the same kind of machine give the same weights. `--shrink 40
+--output /tmp/demo` tries the whole path in about two minutes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,29 @@ WAITING = 64
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One run through warm-up and cosine."""
+
+    steps: int
+    learning_rate: float
+    practice: float
+    seed: int
+
+
+# Everything first; then mostly what comes hard to the model, copying and numbers.
+STAGES = (Stage(1900, 2.5e-3, 0.0, 1), Stage(500, 1.5e-3, 0.7, 2))
+
+
+@dataclass(frozen=True)
 class Options:
     """What the command line sets."""
 
     output: Path
-    steps: int
+    start: Path | None
+    first_stage: int
+    shrink: int
     batch_tokens: int
     row_tokens: int
-    learning_rate: float
     layers: int
     threads: int
     seed: int
@@ -72,10 +87,11 @@ def parse_options() -> Options:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Train Penstock's demo model.")
     parser.add_argument("--output", type=Path, default=Path("penstock/engine/demo"))
-    parser.add_argument("--steps", type=int, default=1900)
+    parser.add_argument("--first-stage", type=int, default=1, choices=range(1, len(STAGES) + 1))
+    parser.add_argument("--start", type=Path, help="folder from which a first stage above 1 takes its weights")
+    parser.add_argument("--shrink", type=int, default=1, help="divide the number of steps, to try the script")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--row-tokens", type=int, default=256)
-    parser.add_argument("--learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=7)
@@ -160,8 +176,10 @@ class Encoder:
         learned = [True] * len(tokens)
         return (tokens, learned) if bare else ([self.special[BEGIN], *tokens], [False, *learned])
 
-    def sample(self, rng: random.Random) -> tuple[list[int], list[bool]]:
-        """One conversation or document."""
+    def sample(self, rng: random.Random, practice: float) -> tuple[list[int], list[bool]]:
+        """One conversation or document; a share of them for practice."""
+        if practice and rng.random() < practice:
+            return self.chat(demo_corpus.practice(rng))
         if rng.random() < PLAIN_SHARE:
             return self.plain(demo_corpus.plain_text(rng), rng.random() < BARE_SHARE)
         return self.chat(demo_corpus.conversation(rng))
@@ -171,28 +189,32 @@ Sample = tuple[list[int], list[bool]]
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def fill_row(encoder: Encoder, rng: random.Random, waiting: list[Sample], room: int) -> Sample:
+def fill_row(draw: Callable[[], Sample], waiting: list[Sample], room: int, padding: int) -> Sample:
     """A row of whole samples, each the first that fits among those that wait, then padding."""
     tokens: list[int] = []
     learned: list[bool] = []
     while True:
         while len(waiting) < WAITING:
-            waiting.append(encoder.sample(rng))
+            waiting.append(draw())
         left = room - len(tokens)
         at = next((i for i, sample in enumerate(waiting) if len(sample[0]) <= left), None)
         if at is None:
-            return tokens + [encoder.special[PAD]] * left, learned + [False] * left
+            return tokens + [padding] * left, learned + [False] * left
         more, marks = waiting.pop(at)
         tokens += more
         learned += marks
 
 
-def batches(encoder: Encoder, options: Options) -> Iterator[Batch]:
+def batches(encoder: Encoder, options: Options, stage: Stage) -> Iterator[Batch]:
     """Inputs, targets and marks; every eighth batch consists of long rows."""
-    rng, waiting = random.Random(options.seed + 1), list[Sample]()
-    for step in range(options.steps):
+    rng, waiting = random.Random(options.seed + stage.seed), list[Sample]()
+    padding = encoder.special[PAD]
+    for step in range(stage.steps):
         width = LONG_ROW if step % LONG_EVERY == 0 else options.row_tokens
-        rows = [fill_row(encoder, rng, waiting, width + 1) for _ in range(options.batch_tokens // width)]
+        rows = [
+            fill_row(lambda: encoder.sample(rng, stage.practice), waiting, width + 1, padding)
+            for _ in range(options.batch_tokens // width)
+        ]
         ids = torch.tensor([row[0] for row in rows])
         learned = torch.tensor([row[1] for row in rows])
         yield ids[:, :-1], ids[:, 1:].reshape(-1), learned[:, 1:].reshape(-1)
@@ -256,14 +278,14 @@ def loss_of(model: LlamaForCausalLM, layers: Layers, batch: Batch) -> torch.Tens
     return functional.cross_entropy(logits, targets[marked])
 
 
-def train(model: LlamaForCausalLM, encoder: Encoder, options: Options) -> float:
+def train(model: LlamaForCausalLM, encoder: Encoder, options: Options, stage: Stage) -> float:
     """Run all steps and return the mean loss of the last hundred."""
-    optimizer = optimizer_for(model, options.learning_rate)
-    scheduler = scheduler_for(optimizer, options.steps)
+    optimizer = optimizer_for(model, stage.learning_rate)
+    scheduler = scheduler_for(optimizer, stage.steps)
     layers: Layers = torch.compile(model.model, dynamic=False) if options.compile else model.model
     start, recent = time.monotonic(), list[float]()
     model.train()
-    for step, batch in enumerate(batches(encoder, options), 1):
+    for step, batch in enumerate(batches(encoder, options, stage), 1):
         loss = loss_of(model, layers, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -271,7 +293,7 @@ def train(model: LlamaForCausalLM, encoder: Encoder, options: Options) -> float:
         scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         recent = [*recent[-99:], loss.item()]
-        if step % 50 == 0 or step == options.steps:
+        if step % 50 == 0 or step == stage.steps:
             report(step, recent[-50:], time.monotonic() - start, options)
     return sum(recent) / len(recent)
 
@@ -307,19 +329,13 @@ def continuation(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, te
     return str(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
-def as_messages(lines: tuple[str, ...]) -> list[demo_corpus.Message]:
-    """Alternating user and assistant lines as messages."""
-    roles = ("user", "assistant")
-    return [{"role": roles[at % 2], "content": line} for at, line in enumerate(lines)]
-
-
 def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """The share of right answers for each category of questions that were never trained on."""
     shares = {}
     for category, probes in demo_corpus.PROBES.items():
         right = 0
         for lines, expected in probes:
-            said = answer(model, tokenizer, as_messages(lines))
+            said = answer(model, tokenizer, demo_corpus.as_messages(lines))
             right += expected.lower() in said.lower()
             verdict = "right" if expected.lower() in said.lower() else "WRONG"
             print(f"{verdict} [{category}] {lines[-1]!r} -> {said!r}", flush=True)
@@ -344,7 +360,7 @@ def evaluate_sums(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -
 
 def sums_right(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[tuple[str, int]]) -> float:
     """The share of questions whose answer ends with the right number."""
-    said = [answer(model, tokenizer, as_messages((question,)), 60) for question, _ in rows]
+    said = [answer(model, tokenizer, demo_corpus.as_messages((question,)), 60) for question, _ in rows]
     return sum(text.endswith(f"= {value}.") for text, (_, value) in zip(said, rows, strict=True)) / len(rows)
 
 
@@ -386,19 +402,30 @@ def check(folder: Path) -> None:
             print(repr(continuation(model, tokenizer, text)))
 
 
+def run_stage(core: Tokenizer, options: Options, number: int) -> None:
+    """Run one stage, from scratch or from what the stage before has saved, and save the result."""
+    tokenizer, encoder = wrap_tokenizer(core), Encoder(core)
+    if number == 0:
+        check_template(encoder, tokenizer)
+        model = build_model(tokenizer, options.layers)
+    else:
+        model = LlamaForCausalLM.from_pretrained(options.start or options.output, dtype=torch.float32)
+    print(f"stage {number + 1}: {model.num_parameters()} parameters", flush=True)
+    stage = STAGES[number]
+    stage = replace(stage, steps=max(10, stage.steps // options.shrink))
+    print(f"final loss {train(model, encoder, options, stage):.4f}", flush=True)
+    save(model, tokenizer, options.output)
+
+
 def main() -> None:
     """Generate, train, write, check."""
     options = parse_options()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     core = train_tokenizer(options.seed)
-    tokenizer, encoder = wrap_tokenizer(core), Encoder(core)
-    check_template(encoder, tokenizer)
-    model = build_model(tokenizer, options.layers)
-    print(f"{model.num_parameters()} parameters", flush=True)
-    loss = train(model, encoder, options)
-    print(f"final loss {loss:.4f}", flush=True)
-    save(model, tokenizer, options.output)
+    for number in range(options.first_stage - 1, len(STAGES)):
+        run_stage(core, options, number)
+        options = replace(options, start=None)
     check(options.output)
 
 
