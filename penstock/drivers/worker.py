@@ -256,15 +256,13 @@ class Worker:
             self._feed(StepFailed(done.seq, done.error))
             return
         current = [(t, o) for o in done.outputs if (t := self._tracked.get(o.job)) and t.first_step <= done.seq]
-        self._deliver([(tracked.epoch, output) for tracked, output in current if output.tokens or output.finish])
+        # First the next step, then the tokens: the engine should not wait for messages.
         self._feed(StepDone(done.seq, exceptions(done.outputs)), done.took_ns)
+        told = [(tracked.epoch, output) for tracked, output in current if output.tokens or output.finish]
+        if told:
+            self._send(m.Stepped(told, self._core.load))
         for tracked, output in current:
             self._name(tracked, output)
-
-    def _deliver(self, outputs: list[tuple[int, Output]]) -> None:
-        """Tokens leave before the core plans on: the client waits for them, and the load may be a step old."""
-        if outputs:
-            self._send(m.Stepped(outputs, self._core.load))
 
     def _name(self, tracked: Tracked, output: Output) -> None:
         """Name the blocks of a job's output that have become whole, so that a later turn can reuse them."""
