@@ -191,7 +191,9 @@ def _failed(error: JobFailed) -> ApiError:
         return bad(error.reason)
     if error.outcome == "rejected":
         return busy(error.reason)
-    if error.outcome in ("dropped", "cancelled"):
+    if error.outcome == "dropped":
+        return ApiError(408, error.reason, code="request_dropped")
+    if error.outcome == "cancelled":
         return unavailable(error.reason, code=f"request_{error.outcome}")
     return ApiError(500, error.reason, type="server_error", code="engine_error")
 

@@ -33,11 +33,11 @@ _ERRORS = {
     "401": "The API key is missing or wrong.",
     "404": "There is no such model or path.",
     "405": "This path does not take that method.",
-    "408": "The body took too long to arrive.",
+    "408": "The body took too long to arrive, or the deadline that the request came with passed while it waited.",
     "413": "The body is too large.",
     "429": "The queue is full: come again after Retry-After.",
     "500": "The engine failed on this request.",
-    "503": "No engine is ready, or the request was dropped: come again after Retry-After.",
+    "503": "No engine is ready: come again after Retry-After.",
     "504": "The request made no progress for too long.",
 }
 _POST_ERRORS = tuple(_ERRORS)

@@ -268,7 +268,7 @@ class Instance:
     def _drop_overdue(self, now: int, out: list[InstanceCommand]) -> None:
         overdue = [job for job in self.waiting.jobs if job.spec.deadline is not None and job.spec.deadline < now]
         for job in overdue:
-            out.append(End(job.id, job.epoch, "dropped", "its deadline passed while it waited"))
+            out.append(End(job.id, job.epoch, "dropped", "dropped: its deadline passed while it waited"))
             self._end(job, "dropped", out)
 
     # -- reading -----------------------------------------------------------------------------------------------
