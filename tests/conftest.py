@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# transformers imports Triton, which reads this when it is imported: kernels run in the interpreter where there is no GPU.
+# transformers imports Triton, which reads this when it is imported: where there is no GPU, kernels are interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Published traces, where a checkout has them beside it; tests that want them skip, saying so, where they are missing.
