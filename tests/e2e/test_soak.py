@@ -26,4 +26,5 @@ async def test_a_kill_and_a_hang_leave_nothing_behind(tmp_path: Path) -> None:
         rounds = await chaos.torment(server, 1, 16)
         assert chaos.verdict(rounds) == []
     assert [done.how for done in rounds] == ["SIGKILL", "SIGSTOP"]
-    assert all(done.ends["error event"] and done.ends["5xx"] for done in rounds)
+    # A stream that had a token ends in an error event, one that had none in a 5xx; how many of each is up to luck.
+    assert [done.ends["error event"] + done.ends["5xx"] for done in rounds] == [16, 16]
