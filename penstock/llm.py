@@ -6,12 +6,10 @@ print(llm.generate("Once upon a time", Sampling(max_tokens=40, temperature=0))[0
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-import penstock
 from penstock.api.errors import ApiError
 from penstock.api.protocol import Message
 from penstock.api.reader import Piece, Reader
@@ -19,13 +17,11 @@ from penstock.api.sampling import TextRules
 from penstock.api.template import ChatTemplate, find_template
 from penstock.api.tokenizer import load_tokenizer
 from penstock.drivers.local import Local
-from penstock.engine.hub import resolve
+from penstock.engine.hub import DEMO, resolve
 from penstock.engine.options import EngineOptions
 from penstock.engine.params import Logprobs, Sampling
 from penstock.engine.start import start_engine
 from penstock.policies.bundles import row
-
-DEMO = Path(penstock.__file__).parent / "engine" / "demo"
 
 Prompt = str | list[int]
 

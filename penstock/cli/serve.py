@@ -18,7 +18,6 @@ import msgspec
 import uvloop
 import yaml
 
-import penstock
 from penstock.api.app import create_app
 from penstock.api.config import FrontConfig
 from penstock.api.ledger import Ledger, status_line
@@ -27,12 +26,10 @@ from penstock.core.batch import Limits
 from penstock.core.slo import Slo
 from penstock.drivers.home import Home, HomeConfig, Unavailable
 from penstock.drivers.worker import WorkerConfig
-from penstock.engine.hub import resolve
+from penstock.engine.hub import DEMO, resolve
 from penstock.engine.null import NullOptions
 from penstock.engine.options import EngineOptions
 from penstock.policies.bundles import ROWS, row
-
-DEMO = Path(penstock.__file__).parent / "engine" / "demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

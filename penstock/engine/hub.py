@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+#: The model that is served where none is named (see scripts/train_demo.py).
+DEMO = Path(__file__).parent / "demo"
 #: Everything a causal LM and its tokenizer need; weights as safetensors only, since pickles can run code.
 _FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 _WEIGHTS = ["*.safetensors"]
