@@ -6,7 +6,7 @@ The checkpoint is a Llama of 0.29 B parameters in bfloat16 with random weights (
 round loads one server while the other idles: first one request at a time, then `--concurrency` at once; prompts of 128
 random tokens, answers of 64, greedy, end of text ignored. A round's prompts are the same for both servers and new to
 both. vLLM runs with its defaults and room for 2 GB of KV; `--vllm-env NAME=VALUE` changes its environment, and
-`--vllm-args="--dtype float32"` its arguments: on a processor without bfloat16 instructions that is its faster way.
+`--vllm-args="--dtype float32"` its arguments (for processors without bfloat16 instructions).
 """
 
 import argparse

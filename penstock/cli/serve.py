@@ -52,6 +52,7 @@ def _front_arguments(group: Any) -> None:
     group.add_argument("--request-timeout", type=float, default=600.0, help="seconds without progress, then an error")
     group.add_argument("--shutdown-timeout", type=float, default=30.0, help="seconds that SIGTERM leaves to what runs")
     group.add_argument("--watchdog", type=float, default=5.0, help="seconds of silence, then the engine is replaced")
+    group.add_argument("--step-timeout", type=float, default=600.0, help="seconds for one step, then likewise")
     group.add_argument("--quiet", action="store_true", help="no status line while there is work")
 
 
@@ -138,7 +139,7 @@ def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
-    for name in ("request_timeout", "watchdog", "gpu_memory_utilization"):
+    for name in ("request_timeout", "watchdog", "step_timeout", "gpu_memory_utilization"):
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name):g}: more than 0 is needed")
     if not 0 <= args.port < 1 << 16:
@@ -213,7 +214,7 @@ def _say(text: str) -> None:
 
 async def _serve(args: argparse.Namespace, worker: WorkerConfig, front: FrontConfig) -> int:
     began = time.monotonic()
-    home = Home(worker, HomeConfig(watchdog_s=args.watchdog))
+    home = Home(worker, HomeConfig(watchdog_s=args.watchdog, step_timeout_s=args.step_timeout))
     home.say = _say
     app = create_app(home, front)
     stop = _stop_on_signals(home)

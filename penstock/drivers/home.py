@@ -45,8 +45,8 @@ class HomeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     #: A worker that does not answer for so long is hung, and is replaced.
     watchdog_s: float = 5.0
-    #: A step that takes so long hangs.
-    step_timeout_s: float = 120.0
+    #: A step that takes so long hangs. Generous: a full step of a large model takes minutes on a CPU.
+    step_timeout_s: float = 600.0
     #: Loading a model may take so long.
     start_timeout_s: float = 600.0
     #: A worker that ends so often in a row before it is ready is given up.
