@@ -1,5 +1,6 @@
 """What one step of one executor does: so many positions of so many jobs. There is no prefill and no decode here."""
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -33,20 +34,35 @@ class Features(msgspec.Struct, frozen=True, array_like=True):
     #: Slices of one position, and the sum of their contexts.
     decodes: int
     decode_context: int
+    #: Slices of more than one position.
+    prompts: int = 0
 
 
 def features(plan: StepPlan) -> Features:
     """The features of a plan, in one pass."""
-    new = area = decodes = context = 0
+    new = area = decodes = context = prompts = 0
     for piece in plan.slices:
         count, start = piece.count, piece.start
         if count == 1:
             decodes += 1
             context += start + 1
         else:
+            prompts += 1
             new += count
             area += count * start + (count * (count + 1) >> 1)
-    return Features(new + decodes, area + context, decodes, context)
+    return Features(new + decodes, area + context, decodes, context, prompts)
+
+
+def repeated(first: Features, growth: int, count: int) -> Iterator[Features]:
+    """Features of `count` steps that repeat one plan, each slice of it moving on by its own length.
+
+    `growth` is how much `new_context` grows from one to the next: the sum of count x count over the slices.
+    """
+    new, area, decodes, context, prompts = msgspec.structs.astuple(first)
+    for _ in range(count):
+        yield Features(new, area, decodes, context, prompts)
+        area += growth
+        context += decodes
 
 
 class StepCost(Protocol):
@@ -54,3 +70,9 @@ class StepCost(Protocol):
 
     def step_ns(self, features: Features) -> int:
         """Duration of a step with these features, at least 1."""
+
+    def steps_ns(self, first: Features, growth: int, count: int) -> Sequence[int]:
+        """Durations of `count` steps that repeat one plan (`repeated`): the very numbers that `step_ns` gives."""
+
+    def interval_ns(self, features: Features) -> int:
+        """From the start of a step to when another, of other jobs, may start: less than `step_ns` in a pipeline."""

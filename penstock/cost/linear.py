@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.core.step import Features
+from penstock.cost.base import Cost
 
 _TERMS = 5
 
 
-class Linear(msgspec.Struct, frozen=True):
+class Linear(Cost, frozen=True):
     """Coefficients in ns: per step, per prompt position, per prompt context, per decode, per decode context."""
 
     base: float
@@ -36,16 +37,10 @@ class Linear(msgspec.Struct, frozen=True):
         ns = round(self.base + prompts + self.decode * decodes + self.decode_context * decode_context)
         return ns if ns > 0 else 1
 
-    def request_ns(self, prompt: int, tokens: int) -> tuple[int, int]:
-        """(TTFT, TPOT) of a request alone on an idle instance, its prompt in one step."""
-        ttft = self.step_ns(Features(prompt, prompt * (prompt + 1) // 2, 0, 0))
-        middle = prompt + max(tokens, 1) // 2
-        return ttft, self.step_ns(Features(1, middle, 1, middle))
-
 
 def _row(features: Features) -> tuple[float, ...]:
     """The terms of a step, in the order of the coefficients."""
-    new, context, decodes, decode_context = msgspec.structs.astuple(features)
+    new, context, decodes, decode_context, _ = msgspec.structs.astuple(features)
     return (1, new - decodes, context - decode_context, decodes, decode_context)
 
 

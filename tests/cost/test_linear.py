@@ -1,10 +1,12 @@
 """The linear step cost: it finds what it was drawn from, never goes negative, minds relative error."""
 
 import random
+from pathlib import Path
 
 import pytest
 
-from penstock.core.step import Features, Slice, StepPlan, features
+from penstock.core.step import Features, Slice, StepPlan, features, repeated
+from penstock.cost import models
 from penstock.cost.linear import Linear, fit, relative_error
 
 
@@ -50,7 +52,7 @@ def test_a_step_takes_at_least_a_nanosecond_and_nothing_cannot_be_fitted() -> No
 def test_features_count_the_context_that_each_position_sees() -> None:
     plan = StepPlan(0, [Slice(0, 0, 4), Slice(1, 10, 3), Slice(2, 7, 1)])
     seen = [*range(1, 5), *range(11, 14), 8]
-    assert features(plan) == Features(len(seen), sum(seen), 1, 8)
+    assert features(plan) == Features(len(seen), sum(seen), 1, 8, 2)
 
 
 def test_an_idle_request_takes_its_prompt_then_its_decodes() -> None:
@@ -58,3 +60,26 @@ def test_an_idle_request_takes_its_prompt_then_its_decodes() -> None:
     ttft, tpot = cost.request_ns(4, 6)
     assert ttft == 100 + 10 * 4 + 1 * (1 + 2 + 3 + 4)
     assert tpot == 100 + 5 + 2 * (4 + 3)
+
+
+def test_repeated_steps_have_the_features_of_their_own_plans() -> None:
+    counts, starts = (4, 3, 1), (0, 10, 7)
+    plans = [
+        StepPlan(i, [Slice(j, s + i * n, n) for j, (s, n) in enumerate(zip(starts, counts, strict=True))])
+        for i in range(5)
+    ]
+    growth = sum(n * n for n in counts)
+    assert list(repeated(features(plans[0]), growth, 5)) == [features(plan) for plan in plans]
+    cost = Linear(100.0, 10.0, 1.0, 5.0, 2.0)
+    assert cost.steps_ns(features(plans[0]), growth, 5) == [cost.step_ns(features(plan)) for plan in plans]
+
+
+def test_a_cost_file_comes_back_as_it_was(tmp_path: Path) -> None:
+    file = models.CostFile(
+        cost=Linear(1.0, 2.0, 3.0, 4.0, 5.0), provenance={"hardware": "h"}, errors={"all": {"mean": 0.1}}
+    )
+    models.save(file, tmp_path / "a" / "cost.json")
+    assert models.load(tmp_path / "a" / "cost.json") == file
+    (tmp_path / "b.json").write_text('{"cost": 1}')
+    with pytest.raises(ValueError, match="penstock fit"):
+        models.load(tmp_path / "b.json")
