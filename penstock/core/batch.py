@@ -156,13 +156,12 @@ class Batch:
         if self.seats <= 0 or not self.may_admit(job):
             return 0
         pages = self.pages
-        blocks = pages.match(job)
+        blocks, held = pages.match(job)
         known = job.known - blocks * pages.block_tokens
         count = min(most, self.budget, known)
         if count <= 0 or (whole and count < known):
             return 0
         # Blocks that the job is about to use cannot be evicted to make room for it.
-        held = sum(key in pages.idle for key in job.keys[:blocks]) * pages.block_pages
         if pages.available - held < -(-count // pages.page_tokens):
             return 0
         self._waiting.remove(job)

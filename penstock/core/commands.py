@@ -19,17 +19,17 @@ class Bind(msgspec.Struct, frozen=True, array_like=True, tag="bind"):
 
 
 class Share(msgspec.Struct, frozen=True, array_like=True, tag="share"):
-    """The first block that the job does not share yet becomes the pool's block `key`; where there is one already, the
+    """The first blocks that the job does not share yet become the pool's blocks `keys`; where there is one already, the
     job uses that and its own copy is free."""
 
     job: int
-    key: int
+    keys: tuple[int, ...]
 
 
 class Evict(msgspec.Struct, frozen=True, array_like=True, tag="evict"):
-    """Shared block `key`, which nobody uses, is free."""
+    """Shared blocks `keys`, which nobody uses, are free."""
 
-    key: int
+    keys: tuple[int, ...]
 
 
 class Release(msgspec.Struct, frozen=True, array_like=True, tag="release"):

@@ -203,7 +203,7 @@ class Instance:
                 self._end(job, "failed", out)
 
     def _share(self, job: Job, out: list[InstanceCommand]) -> None:
-        while job.done >= job.share_at:
+        if job.done >= job.share_at:
             out.append(Share(job.id, self.pages.share(job)))
 
     def _withdraw(self, job: Job) -> None:
@@ -241,7 +241,7 @@ class Instance:
         if batch.commands:
             self._carry_over(batch, out)
         if self.pages.evicted:
-            out.extend(map(Evict, self.pages.evicted))
+            out.append(Evict(tuple(self.pages.evicted)))
             self.pages.evicted.clear()
         if not batch.slices:
             return False

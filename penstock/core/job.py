@@ -12,6 +12,7 @@ The three counters (nano-vllm's two, and the frontier) tell everything about pro
 
 import msgspec
 
+from penstock.core.prefix import Node
 from penstock.core.slo import Slo
 
 NEVER = 1 << 62
@@ -64,6 +65,7 @@ class Job:
         "id",
         "keys",
         "known",
+        "node",
         "planned",
         "room",
         "share_at",
@@ -91,6 +93,8 @@ class Job:
         #: The value of `done` at which the next block can be shared; NEVER where it has no name.
         self.share_at = NEVER
         self.keys = list(spec.keys)
+        #: Where in the tree of shared blocks its path ends; None while it has none.
+        self.node: Node | None = None
         #: Where the KV is; one span unless a group holds it.
         self.spans = (Span(0, 0),)
 

@@ -3,7 +3,11 @@
 `check` is cheap enough for every event of a test; a live worker calls it when it goes idle.
 """
 
+from collections.abc import Iterable
+
 from penstock.core.instance import Instance
+from penstock.core.job import Job
+from penstock.core.prefix import Node, Prefixes
 
 
 def check(instance: Instance) -> None:
@@ -29,20 +33,32 @@ def _jobs_conserved(instance: Instance) -> None:
 def _pages_conserved(instance: Instance) -> None:
     pages = instance.pages
     own = sum(pages.own(job) for job in instance.running.values())
-    shared = len(pages.users) * pages.block_pages
+    shared = pages.prefixes.blocks * pages.block_pages
     total = pages.free + own + shared
     assert total == pages.pages, f"law 2: {pages.free} free + {own} own + {shared} shared pages are not {pages.pages}"
     assert pages.free >= 0, f"law 2: {pages.free} free pages"
-    users: dict[int, int] = {}
-    for job in instance.running.values():
-        for key in job.keys[: job.shared]:
-            users[key] = users.get(key, 0) + 1
-    assert users == {k: n for k, n in pages.users.items() if n}, "law 2: users of shared blocks are miscounted"
-    assert (list(pages.idle) and set(pages.idle) == {k for k, n in pages.users.items() if not n}) or not pages.idle, (
-        "law 2: idle blocks are not those without users"
-    )
+    _tree_is_sound(pages.prefixes, instance.running.values())
     waiting = [job.id for job in instance.waiting.jobs if job.room or job.shared or job.planned]
     assert not waiting, f"law 2: waiting jobs {waiting} hold pages"
+
+
+def _tree_is_sound(tree: Prefixes, running: Iterable[Job]) -> None:
+    users: dict[Node, int] = {}
+    for job in running:
+        node, path = job.node, list[int]()
+        while node is not None and node.parent is not None:
+            users[node] = users.get(node, 0) + 1
+            path[:0] = node.keys
+            node = node.parent
+        assert path == job.keys[: job.shared], f"law 2: {job} uses other blocks than it says"
+    nodes = list(tree.nodes())
+    assert {n: n.users for n in nodes if n.users} == users, "law 2: users of shared blocks are miscounted"
+    assert sum(len(n.keys) for n in nodes) == tree.blocks, "law 2: shared blocks are miscounted"
+    assert sum(len(n.keys) for n in tree.idle) == tree.idle_blocks, "law 2: idle blocks are miscounted"
+    assert {n for n in nodes if not n.users} == set(tree.idle), "law 2: idle blocks are not those without users"
+    place = {node: at for at, node in enumerate(tree.idle)}
+    early = [n for n in tree.idle for child in n.children.values() if place.get(child, len(place)) > place[n]]
+    assert not early, "law 2: a shared block would be evicted before one that stands on it"
 
 
 def _counters_ordered(instance: Instance) -> None:

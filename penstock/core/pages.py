@@ -1,9 +1,9 @@
 """Who has how many of a pool's pages. Integers only: which physical page is which is the engine's affair.
 
 A job's first positions may lie in *shared blocks* (prefix reuse): blocks of a fixed size with a name, an integer made
-at the edge from all that the block's content depends on, so that equal names mean equal content. The rest of the job
-lies in pages of its own, which are counted, not listed. A block that no job uses stays until its room is needed
-(least recently used first; of one job, the deepest first, since a block is of no use without those before it).
+at the edge from all that the block's content depends on, what comes before it included, so that equal names mean equal
+content. The rest of the job lies in pages of its own, which are counted, not listed. A block that no job uses stays
+until its room is needed (see `Prefixes`).
 
 Law: free + own pages of all jobs + shared blocks x pages per block == pages.
 """
@@ -11,6 +11,7 @@ Law: free + own pages of all jobs + shared blocks x pages per block == pages.
 from collections.abc import Sequence
 
 from penstock.core.job import NEVER, Job
+from penstock.core.prefix import Node, Prefixes
 
 
 class Pages:
@@ -25,17 +26,14 @@ class Pages:
         self.block_pages = block_tokens // page_tokens
         #: Pages that hold nothing.
         self.free = pages
-        #: Shared block -> number of jobs that use it.
-        self.users: dict[int, int] = {}
-        #: Shared blocks without a user, the next to be evicted first.
-        self.idle: dict[int, None] = {}
+        self.prefixes = Prefixes()
         #: Blocks evicted since the driver was last told.
         self.evicted: list[int] = []
 
     @property
     def available(self) -> int:
         """Pages that could be had: free, or in blocks that nobody uses."""
-        return self.free + len(self.idle) * self.block_pages
+        return self.free + self.prefixes.idle_blocks * self.block_pages
 
     @property
     def used(self) -> int:
@@ -46,18 +44,16 @@ class Pages:
         """Pages that only this job has."""
         return (job.room - job.shared * self.block_tokens) // self.page_tokens
 
-    def match(self, job: Job) -> int:
-        """How many of the job's leading blocks are here. The last known position is never among them: executing it is
-        what makes the job go on."""
+    def match(self, job: Job) -> tuple[int, int]:
+        """How many of the job's leading blocks are here, and how many pages of those nobody uses. The last known
+        position is never among them: executing it is what makes the job go on."""
         limit = min(len(job.keys), (job.known - 1) // self.block_tokens)
-        users, keys = self.users, job.keys
-        return next((i for i in range(limit) if keys[i] not in users), limit)
+        blocks, idle = self.prefixes.match(job.keys, self.prefixes.root, 0, limit)
+        return blocks, idle * self.block_pages
 
     def bind(self, job: Job, blocks: int) -> None:
         """The job, which has nothing, starts on its first `blocks` shared blocks."""
-        for key in job.keys[:blocks]:
-            self.users[key] += 1
-            self.idle.pop(key, None)
+        job.node = self.prefixes.take(job.keys, self.prefixes.root, 0, blocks)
         job.shared = blocks
         job.done = job.planned = job.room = blocks * self.block_tokens
         self.name(job)
@@ -81,34 +77,41 @@ class Pages:
 
     def _evict(self, pages: int) -> bool:
         blocks = -(-pages // self.block_pages)
-        if blocks > len(self.idle):
+        if blocks > self.prefixes.idle_blocks:
             return False
-        for _ in range(blocks):
-            key = next(iter(self.idle))
-            del self.idle[key], self.users[key]
-            self.evicted.append(key)
+        self.evicted += self.prefixes.evict(blocks)
         self.free += blocks * self.block_pages
         return True
 
-    def share(self, job: Job) -> int:
-        """Put the job's next block, now executed, into the table; if it is there already, drop the copy. Its name."""
-        key = job.keys[job.shared]
-        if key in self.users:
-            self.users[key] += 1
-            self.idle.pop(key, None)
-            self.free += self.block_pages
-        else:
-            self.users[key] = 1
-        job.shared += 1
+    def sharing_is_new(self, job: Job) -> bool:
+        """Whether the next block that the job will share is not here yet; then none after it is."""
+        return job.shared >= len(job.keys) or job.keys[job.shared] not in self.at(job).children
+
+    def at(self, job: Job) -> Node:
+        """Where the job's path of shared blocks ends."""
+        return job.node if job.node is not None else self.prefixes.root
+
+    def share(self, job: Job) -> tuple[int, ...]:
+        """Put all of the job's blocks that have a name, and are executed, into the tree; where one is there already,
+        drop the copy. Their names."""
+        keys, start = job.keys, job.shared
+        upto = min(len(keys), job.done // self.block_tokens)
+        node = self.at(job)
+        here, _ = self.prefixes.match(keys, node, start, upto)
+        if here > start:
+            node = self.prefixes.take(keys, node, start, here)
+            self.free += (here - start) * self.block_pages
+        if upto > here:
+            node = self.prefixes.add(keys[here:upto], node)
+        job.node, job.shared = node, upto
         self.name(job)
-        return key
+        return tuple(keys[start:upto])
 
     def release(self, job: Job) -> None:
         """The job gives up all that it holds and stands at position 0."""
         self.free += self.own(job)
-        for key in reversed(job.keys[: job.shared]):
-            self.users[key] -= 1
-            if not self.users[key]:
-                self.idle[key] = None
+        if job.node is not None:
+            self.prefixes.leave(job.node)
+            job.node = None
         job.done = job.planned = job.room = job.shared = 0
         self.name(job)

@@ -81,10 +81,12 @@ def carry_out(engine: Engine, command: Bind | Share | Evict | Release) -> None:
     match command:
         case Bind(job, keys):
             engine.bind(job, keys)
-        case Share(job, key):
-            engine.share(job, key)
-        case Evict(key):
-            engine.evict(key)
+        case Share(job, keys):
+            for key in keys:
+                engine.share(job, key)
+        case Evict(keys):
+            for key in keys:
+                engine.evict(key)
         case Release(job, forget):
             engine.release(job, forget)
 

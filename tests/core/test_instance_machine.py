@@ -38,17 +38,13 @@ class PlainEngine:
                 self.own[job], self.bound[job] = [], list(keys)
                 assert all(key in self.blocks for key in keys), "bound to a block that is not there"
                 self.queue.append(command)
-            case Share(job, key):
-                pages, self.own[job] = self.own[job][: BLOCK // PAGE], self.own[job][BLOCK // PAGE :]
-                assert len(pages) == BLOCK // PAGE, "shared more than it has"
-                if key in self.blocks:
-                    self.free += pages
-                else:
-                    self.blocks[key] = pages
-                self.bound[job].append(key)
-            case Evict(key):
-                assert not any(key in keys for keys in self.bound.values()), "evicted while in use"
-                self.free += self.blocks.pop(key)
+            case Share(job, keys):
+                for key in keys:
+                    self._share(job, key)
+            case Evict(keys):
+                for key in keys:
+                    assert not any(key in bound for bound in self.bound.values()), "evicted while in use"
+                    self.free += self.blocks.pop(key)
             case Release(job, _):
                 self.free += self.own.pop(job, [])
                 self.bound.pop(job, None)
@@ -56,6 +52,15 @@ class PlainEngine:
                 for piece in plan.slices:
                     self._grow(piece.job, piece.start + piece.count)
                 self.queue.append(command)
+
+    def _share(self, job: int, key: int) -> None:
+        pages, self.own[job] = self.own[job][: BLOCK // PAGE], self.own[job][BLOCK // PAGE :]
+        assert len(pages) == BLOCK // PAGE, "shared more than it has"
+        if key in self.blocks:
+            self.free += pages
+        else:
+            self.blocks[key] = pages
+        self.bound[job].append(key)
 
     def next_plan(self) -> StepPlan:
         """The oldest step; what was queued before it takes effect."""
