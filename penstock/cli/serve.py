@@ -22,13 +22,12 @@ from penstock.api.app import create_app
 from penstock.api.config import FrontConfig
 from penstock.api.ledger import Ledger, status_line
 from penstock.api.server import serve
+from penstock.cli.engine_flags import engine_arguments, engine_options
 from penstock.core.batch import Limits
 from penstock.core.slo import Slo
 from penstock.drivers.home import Home, HomeConfig, Unavailable
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.hub import DEMO, resolve
-from penstock.engine.null import NullOptions
-from penstock.engine.options import EngineOptions
 from penstock.policies.bundles import ROWS, row
 
 
@@ -36,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="", help="local folder or hub id; nothing: the demo model")
     parser.add_argument("--config", help="YAML file with the same keys as these flags")
     _front_arguments(parser.add_argument_group("front"))
-    _engine_arguments(parser.add_argument_group("engine"))
+    engine_arguments(parser.add_argument_group("engine"))
     _scheduler_arguments(parser.add_argument_group("scheduler"))
 
 
@@ -54,29 +53,6 @@ def _front_arguments(group: Any) -> None:
     group.add_argument("--watchdog", type=float, default=5.0, help="seconds of silence, then the engine is replaced")
     group.add_argument("--step-timeout", type=float, default=600.0, help="seconds for one step, then likewise")
     group.add_argument("--quiet", action="store_true", help="no status line while there is work")
-
-
-def _engine_arguments(group: Any) -> None:
-    group.add_argument("--engine", choices=("auto", "plain", "null"), default="auto", help="plain: the slow reference")
-    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    group.add_argument("--max-model-len", type=int, help="most tokens of a request, prompt and output")
-    group.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
-    group.add_argument("--download-dir", default="", help="where hub models are kept")
-    group.add_argument(
-        "--gpu-memory-utilization",
-        type=float,
-        default=0.9,
-        help="share of the GPU's memory to use (default: %(default)s)",
-    )
-    group.add_argument("--kv-cache-bytes", type=int, help="memory for KV pages")
-    group.add_argument("--kv-pages", type=int, help="number of KV pages, instead of the memory")
-    group.add_argument("--page-tokens", type=int, default=16, help="tokens in a KV page (default: %(default)s)")
-    group.add_argument("--block-tokens", type=int, default=64, help="tokens in a shared prefix block")
-    group.add_argument("--threads", type=int, help="CPU threads of the engine (default: all cores)")
-    group.add_argument(
-        "--null-cost", default="", help="null engine: ms a step, us a prompt token, us a decode: 5,20,100"
-    )
 
 
 def _scheduler_arguments(group: Any) -> None:
@@ -125,7 +101,7 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
     )
     _check_positive(limits, args)
     return WorkerConfig(
-        engine=_null_options(args) if args.engine == "null" else _engine_options(args, limits),
+        engine=engine_options(args, limits.max_num_batched_tokens),
         policy=args.policy,
         limits=limits,
         depth=args.pipeline_depth,
@@ -134,52 +110,17 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
 
 
 def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
-    whole = ("pipeline_depth", "kv_pages", "kv_cache_bytes", "page_tokens", "block_tokens", "max_model_len", "threads")
-    values = msgspec.structs.asdict(limits) | {name: getattr(args, name) for name in (*whole, "max_body_bytes")}
+    values = msgspec.structs.asdict(limits) | {
+        name: getattr(args, name) for name in ("pipeline_depth", "max_body_bytes")
+    }
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
-    for name in ("request_timeout", "watchdog", "step_timeout", "gpu_memory_utilization"):
+    for name in ("request_timeout", "watchdog", "step_timeout"):
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name):g}: more than 0 is needed")
     if not 0 <= args.port < 1 << 16:
         raise ValueError(f"--port {args.port}: ports go from 0 (any free one) to {(1 << 16) - 1}")
-
-
-def _engine_options(args: argparse.Namespace, limits: Limits) -> EngineOptions:
-    return EngineOptions(
-        model=args.model or str(DEMO),
-        download_dir=args.download_dir,
-        load_format=args.load_format,
-        dtype=args.dtype,
-        device=args.device,
-        backend=args.engine,
-        memory_share=args.gpu_memory_utilization,
-        step_tokens=limits.max_num_batched_tokens,
-        max_len=args.max_model_len,
-        kv_bytes=args.kv_cache_bytes,
-        pages=args.kv_pages,
-        page_tokens=args.page_tokens,
-        block_tokens=args.block_tokens,
-        threads=args.threads,
-    )
-
-
-def _null_options(args: argparse.Namespace) -> NullOptions:
-    cost = NullOptions().cost
-    if args.null_cost:
-        try:
-            step_ms, prompt_us, decode_us = map(float, args.null_cost.split(","))
-        except ValueError:
-            raise ValueError(f"--null-cost {args.null_cost}: three numbers are needed, as in 5,20,100") from None
-        cost = (step_ms * 1e6, prompt_us * 1e3, 0.0, decode_us * 1e3, 0.0)
-    return NullOptions(
-        pages=args.kv_pages or NullOptions().pages,
-        page_tokens=args.page_tokens,
-        block_tokens=args.block_tokens,
-        max_len=args.max_model_len or NullOptions().max_len,
-        cost=cost,
-    )
 
 
 def front_config(args: argparse.Namespace) -> FrontConfig:
