@@ -66,6 +66,9 @@ class Batch:
         self._with_slice: set[int] | None = None
         #: Why work that could run is left out, if the policy does that on purpose.
         self.reason = ""
+        #: The policy's word that as long as these slices, each moved on by its length, can be granted again and nothing
+        #: happens but their execution, it will grant them again. See `Instance.stable_for`.
+        self.steady = False
         self.commands: list[InstanceCommand] = []
 
     @property

@@ -44,6 +44,8 @@ class StepDone(msgspec.Struct, frozen=True, array_like=True, tag="step_done"):
 
     seq: int
     except_for: list[Executed] = []
+    #: How long the engine took; 0 where nobody measured.
+    took_ns: int = 0
 
 
 class StepFailed(msgspec.Struct, frozen=True, array_like=True, tag="step_failed"):

@@ -18,7 +18,7 @@ import msgspec
 from penstock.core.batch import Batch, Limits, Order, Waiting
 from penstock.core.commands import End, Evict, InstanceCommand, Release, Report, Run, Share
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Load, Named, StepDone, StepFailed, Submitted
-from penstock.core.job import Job
+from penstock.core.job import NEVER, Job
 from penstock.core.pages import Pages
 from penstock.core.step import Slice, StepPlan
 
@@ -41,11 +41,14 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Step:
     """A step in flight: two parallel lists, the jobs and their slices."""
 
-    __slots__ = ("jobs", "report", "slices", "stale")
+    __slots__ = ("budget", "jobs", "report", "slices", "stale", "steady")
 
-    def __init__(self, jobs: list[Job], slices: list[Slice]) -> None:
-        self.jobs = jobs
-        self.slices = slices
+    def __init__(self, batch: Batch) -> None:
+        self.jobs = batch.jobs
+        self.slices = batch.slices
+        #: Positions that it could have had more.
+        self.budget = batch.budget
+        self.steady = batch.steady
         #: Slices of jobs preempted since: their tokens count, their pages are gone.
         self.stale: dict[Job, Slice] = {}
         self.report: StepDone | StepFailed | None = None
@@ -82,8 +85,11 @@ class Instance:
         #: How jobs came and went; `seen` is the sum of all others and of the jobs here.
         self.counts = dict.fromkeys(("seen", "finished", "cancelled", "failed", "dropped", "rejected"), 0)
         self.preemptions = 0
-        #: Waiting jobs that have a deadline.
+        #: Jobs that have a deadline.
         self._deadlines = 0
+        self._reported = Load(pages=config.pages, pages_free=config.pages)
+        #: A report is due when so many pages have come or gone since the last.
+        self._grain = max(1, config.pages // 64)
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -101,7 +107,7 @@ class Instance:
                 self._on_named(event, out)
         while len(self.steps) < self.config.depth and self._compose(now, out):
             pass
-        out.append(Report(self.load))
+        self._report(out)
         return out
 
     def _on_submitted(self, event: Submitted, out: list[InstanceCommand]) -> None:
@@ -240,12 +246,10 @@ class Instance:
         self.reason = batch.reason
         if batch.commands:
             self._carry_over(batch, out)
-        if self.pages.evicted:
-            out.append(Evict(tuple(self.pages.evicted)))
-            self.pages.evicted.clear()
+        self._tell_evicted(out)
         if not batch.slices:
             return False
-        self.steps[self.next_step] = Step(batch.jobs, batch.slices)
+        self.steps[self.next_step] = Step(batch)
         out.append(Run(StepPlan(self.next_step, list(batch.slices))))
         self.next_step += 1
         return True
@@ -255,8 +259,14 @@ class Instance:
         for command in batch.commands:
             if isinstance(command, Release):
                 self.preemptions += 1
+                batch.steady = False
                 self._make_stale(self.jobs[command.job])
         out.extend(batch.commands)
+
+    def _tell_evicted(self, out: list[InstanceCommand]) -> None:
+        if self.pages.evicted:
+            out.append(Evict(tuple(self.pages.evicted)))
+            self.pages.evicted.clear()
 
     def _make_stale(self, job: Job) -> None:
         for step in self.steps.values():
@@ -271,7 +281,75 @@ class Instance:
             out.append(End(job.id, job.epoch, "dropped", "dropped: its deadline passed while it waited"))
             self._end(job, "dropped", out)
 
+    # -- many steps at once ------------------------------------------------------------------------------------
+
+    @property
+    def stable_for(self) -> int:
+        """How many steps, the one in flight included, will be composed alike if each is reported done as planned and
+        nothing else happens. At least 1.
+
+        That is so while the policy says that it is steady, decoding jobs go on decoding, at most one prompt takes all
+        that is left of the budget, there are pages, no deadline of a waiting job may pass and no report is due.
+        """
+        steps = list(self.steps.values())
+        if len(steps) != 1 or self.config.depth != 1 or not steps[0].steady or (self._deadlines and self.waiting):
+            return 1
+        step, most, chunk = steps[0], NEVER, None
+        for job, piece in zip(step.jobs, step.slices, strict=True):
+            if chunk is not None:
+                return 1
+            if job.planned < job.known:
+                chunk = job
+                most = min(most, (job.known - job.planned) // piece.count)
+            elif piece.count > 1 or job.share_at != NEVER:
+                return 1
+            else:
+                most = min(most, job.total - job.planned)
+        if chunk is not None and (step.budget or not self.pages.sharing_is_new(chunk)):
+            return 1
+        spare = min(self.pages.available, self.pages.available - self._reported.pages_free + self._grain - 1)
+        while most > 0 and self._pages_for(step, most) > spare:
+            most //= 2
+        return 1 + most
+
+    def _pages_for(self, step: Step, times: int) -> int:
+        """Pages that so many more steps like this one take."""
+        missing = self.pages.missing
+        return sum(
+            missing(job, job.planned + times * piece.count) for job, piece in zip(step.jobs, step.slices, strict=True)
+        )
+
+    def leap(self, count: int) -> list[InstanceCommand]:
+        """The same as `count` times StepDone for the one step in flight, as planned, without the commands to run the
+        steps between: then that many steps are through, and the last one composed is in flight. `count` must be less
+        than `stable_for`. A simulator's way through a quiet stretch."""
+        out: list[InstanceCommand] = []
+        seq, step = self.steps.popitem()
+        for at, (job, piece) in enumerate(zip(step.jobs, step.slices, strict=True)):
+            moved = count * piece.count
+            job.done += moved
+            job.planned += moved
+            self.pages.grow(job, self.pages.missing(job, job.planned))
+            if job.done >= job.known:
+                job.known = job.done + 1
+            self._share(job, out)
+            step.slices[at] = Slice(job.id, piece.start + moved, piece.count)
+        self.steps[seq + count] = step
+        self.next_step += count
+        self._tell_evicted(out)
+        return out
+
     # -- reading -----------------------------------------------------------------------------------------------
+
+    def _report(self, out: list[InstanceCommand]) -> None:
+        """Jobs that came, started or went are reported at once, pages by and by."""
+        load, last = self.load, self._reported
+        if load != last and (
+            abs(load.pages_free - last.pages_free) >= self._grain
+            or msgspec.structs.replace(load, pages_free=last.pages_free) != last
+        ):
+            self._reported = load
+            out.append(Report(load))
 
     @property
     def load(self) -> Load:

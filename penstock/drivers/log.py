@@ -17,7 +17,7 @@ from penstock.core.instance import InstanceConfig
 from penstock.core.step import Features, features
 from penstock.policies.bundles import make_cluster, make_instance
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,8 +34,6 @@ class InstanceEntry(msgspec.Struct, frozen=True, array_like=True):
     now: int
     event: InstanceEvent
     commands: list[InstanceCommand]
-    #: For StepDone: how long the engine took, in ns.
-    step_ns: int = 0
 
 
 class ClusterEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -144,7 +142,7 @@ def observe(path: Path) -> Observed:
         event = entry.event
         if isinstance(entry, InstanceEntry) and isinstance(event, StepDone) and event.seq in began:
             what, issued = began.pop(event.seq)
-            found.steps.append((what, entry.now - issued if header.instance.depth == 1 else entry.step_ns))
+            found.steps.append((what, entry.now - issued if header.instance.depth == 1 else event.took_ns))
         elif isinstance(event, Submitted):
             found.delays.append(max(0, entry.now - event.spec.arrival))
         for command in entry.commands:

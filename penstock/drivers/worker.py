@@ -257,7 +257,7 @@ class Worker:
             return
         current = [(t, o) for o in done.outputs if (t := self._tracked.get(o.job)) and t.first_step <= done.seq]
         # First the next step, then the tokens: the engine should not wait for messages.
-        self._feed(StepDone(done.seq, exceptions(done.outputs)), done.took_ns)
+        self._feed(StepDone(done.seq, exceptions(done.outputs), done.took_ns))
         told = [(tracked.epoch, output) for tracked, output in current if output.tokens or output.finish]
         if told:
             self._send(m.Stepped(told, self._core.load))
@@ -273,11 +273,11 @@ class Worker:
             tracked.keys += keys
             self._feed(Named(output.job, tuple(keys)))
 
-    def _feed(self, event: InstanceEvent, step_ns: int = 0) -> None:
+    def _feed(self, event: InstanceEvent) -> None:
         now = time.monotonic_ns()
         commands = self._core.handle(event, now)
         if self._log:
-            self._log.write(InstanceEntry(now, event, commands, step_ns))
+            self._log.write(InstanceEntry(now, event, commands))
         for command in commands:
             self._carry_out(command)
         if not self._core.jobs:

@@ -15,6 +15,7 @@ def order(job: Job) -> tuple[int, ...]:
 def fcfs(batch: Batch, now: int) -> None:
     if go_on(batch):
         admit(batch)
+    batch.steady = True
 
 
 def go_on(batch: Batch) -> bool:

@@ -17,3 +17,5 @@ def prefill_first(batch: Batch, now: int) -> None:
             break
     if not batch.slices:
         go_on(batch)
+        # A prompt that waits for pages may need fewer at any step, as others compute what it has in common with them.
+        batch.steady = not batch.waiting or not batch.seats

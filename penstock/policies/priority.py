@@ -24,6 +24,7 @@ def priority(batch: Batch, now: int) -> None:
         if victim is None or victim.spec.priority <= job.spec.priority or not batch.may_admit(job):
             break
         batch.preempt(victim)
+    batch.steady = True
 
 
 def least_urgent(batch: Batch) -> Job:

@@ -20,6 +20,8 @@ def splitfuse(batch: Batch, now: int) -> None:
             break
         if not batch.admit(job, batch.budget):
             break
+    # Whether the next one fits depends on what each running job has left, so it may fit at any step.
+    batch.steady = not batch.waiting or not batch.budget or not batch.seats
 
 
 def fits(batch: Batch, job: Job) -> bool:
