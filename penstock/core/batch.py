@@ -51,9 +51,17 @@ class Batch:
     """Composition of one step. Short-lived: an instance makes one, a policy fills it, the instance takes the result."""
 
     def __init__(
-        self, running: dict[int, Job], waiting: Waiting, settling: Mapping[int, None], pages: Pages, limits: Limits
+        self,
+        running: dict[int, Job],
+        waiting: Waiting,
+        settling: Mapping[int, None],
+        pages: Pages,
+        limits: Limits,
+        stages: int = 1,
     ) -> None:
         self._running = running
+        #: More than one: steps in flight have no job in common, and each takes its part of those that run.
+        self._stages = stages
         self._waiting = waiting
         self._settling = settling
         self.pages = pages
@@ -95,8 +103,11 @@ class Batch:
         assert not self.slices, "advance comes before add and admit: it would grant their jobs a second slice"
         rest: list[Job] = []
         take, grant, grow = self.jobs.append, self.slices.append, self.pages.grow
-        running = iter(self._running.values())
-        for job in islice(running, self.budget):
+        running, most = iter(self._running.values()), self.budget
+        if self._stages > 1:
+            running = (job for job in self._running.values() if job.planned == job.done)
+            most = min(most, -(-len(self._running) // self._stages))
+        for job in islice(running, most):
             start = job.planned
             if start + 1 < job.known:
                 rest.append(job)
@@ -108,7 +119,10 @@ class Batch:
                 else:
                     rest.append(job)
         self.budget -= len(self.slices)
-        rest.extend(job for job in running if job.planned < job.total)
+        if self._stages > 1:  # What decodes beyond this stage's part is the next stage's.
+            rest.extend(job for job in running if job.planned + 1 < job.known)
+        else:
+            rest.extend(job for job in running if job.planned < job.total)
         return rest
 
     def add(self, job: Job, most: int) -> int:

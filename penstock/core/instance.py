@@ -35,6 +35,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = 64
     #: Steps in flight at most.
     depth: int = 1
+    #: Pipeline stages: with more than one, as many steps are in flight, and they have no job in common.
+    stages: int = 1
     limits: Limits = Limits()
 
 
@@ -87,6 +89,7 @@ class Instance:
         self.preemptions = 0
         #: Jobs that have a deadline.
         self._deadlines = 0
+        self._depth = max(config.depth, config.stages)
         self._reported = Load(pages=config.pages, pages_free=config.pages)
         #: A report is due when so many pages have come or gone since the last.
         self._grain = max(1, config.pages // 64)
@@ -105,7 +108,7 @@ class Instance:
                 self._on_cancelled(event, out)
             case Named():
                 self._on_named(event, out)
-        while len(self.steps) < self.config.depth and self._compose(now, out):
+        while len(self.steps) < self._depth and self._compose(now, out):
             pass
         self._report(out)
         return out
@@ -241,7 +244,8 @@ class Instance:
             return False
         if self._deadlines:
             self._drop_overdue(now, out)
-        batch = Batch(self.running, self.waiting, self.settling, self.pages, self.config.limits)
+        config = self.config
+        batch = Batch(self.running, self.waiting, self.settling, self.pages, config.limits, config.stages)
         self.compose(batch, now)
         self.reason = batch.reason
         if batch.commands:
@@ -292,7 +296,7 @@ class Instance:
         that is left of the budget, there are pages, no deadline of a waiting job may pass and no report is due.
         """
         steps = list(self.steps.values())
-        if len(steps) != 1 or self.config.depth != 1 or not steps[0].steady or (self._deadlines and self.waiting):
+        if len(steps) != 1 or self._depth != 1 or not steps[0].steady or (self._deadlines and self.waiting):
             return 1
         step, most, chunk = steps[0], NEVER, None
         for job, piece in zip(step.jobs, step.slices, strict=True):

@@ -69,7 +69,10 @@ def _counters_ordered(instance: Instance) -> None:
 
 
 def _in_flight_consistent(instance: Instance) -> None:
-    assert len(instance.steps) <= instance.config.depth, "law 4: more steps in flight than depth"
+    config = instance.config
+    assert len(instance.steps) <= max(config.depth, config.stages), "law 4: more steps in flight than depth"
+    in_steps = [job.id for step in instance.steps.values() for job in step.jobs]
+    assert config.stages == 1 or len(in_steps) == len(set(in_steps)), "law 4: two stages have a job in common"
     in_flight: dict[int, int] = {}
     for step in instance.steps.values():
         for job, piece in zip(step.jobs, step.slices, strict=True):

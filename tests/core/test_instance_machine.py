@@ -84,13 +84,20 @@ class Machine(RuleBasedStateMachine):
         policy=st.sampled_from(sorted(ROWS)),
         pages=st.integers(4, 24).map(lambda n: n * 2),
         depth=st.integers(1, 3),
+        stages=st.sampled_from((1, 1, 2, 3)),
         seats=st.integers(1, 6),
         budget=st.integers(1, 40),
     )
-    def begin(self, policy: str, pages: int, depth: int, seats: int, budget: int) -> None:
+    def begin(self, policy: str, pages: int, depth: int, stages: int, seats: int, budget: int) -> None:
         limits = Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_num_queued=8)
         config = InstanceConfig(
-            policy=policy, pages=pages, page_tokens=PAGE, block_tokens=BLOCK, depth=depth, limits=limits
+            policy=policy,
+            pages=pages,
+            page_tokens=PAGE,
+            block_tokens=BLOCK,
+            limits=limits,
+            depth=depth if stages == 1 else 1,
+            stages=stages,
         )
         self.config, self.now, self.next_job = config, 0, 0
         self.instance, self.engine = make_instance(config), PlainEngine(pages)
@@ -226,5 +233,5 @@ class Machine(RuleBasedStateMachine):
         )
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None, derandomize=True)
+Machine.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None, derandomize=True)
 TestInstance = Machine.TestCase
