@@ -11,10 +11,11 @@ from pathlib import Path
 import msgspec
 
 from penstock.cost.linear import Linear
+from penstock.cost.published.forms import BucketPhases, GroupPhases, Phases, PipelinePhases, Table
 
 FORMAT, VERSION = "penstock-cost", 1
 
-Model = Linear
+Model = Linear | Phases | GroupPhases | BucketPhases | PipelinePhases | Table
 
 
 class CostFile(msgspec.Struct, kw_only=True):
