@@ -1,4 +1,4 @@
-"""`penstock bench`: load a server and say how well it did; judge a saved run again.
+"""`penstock bench`: load a server and say how well it did, at one setting or many; judge saved runs again.
 
 Flags are those of `vllm bench serve` where they mean the same. Joins the load (`penstock.workload`) to the
 numbers (`penstock.metrics`) and has no other part in either.
@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
+from penstock.cli import judge, sweep
 from penstock.core.slo import Slo
 from penstock.metrics import plot, report, result
 from penstock.metrics.idle import Idle
@@ -42,29 +43,45 @@ CALIBRATION_TOKENS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="bench_verb", required=True, metavar="serve|report")
-    serve = verbs.add_parser("serve", help="load a running server and report latencies, throughput and goodput")
-    _server_arguments(serve.add_argument_group("server"))
-    workload_arguments(serve.add_argument_group("workload"))
-    arrival_arguments(serve.add_argument_group("arrivals"))
-    _request_arguments(serve.add_argument_group("requests"))
-    report_arguments(serve.add_argument_group("report"))
-    result_arguments(serve.add_argument_group("output"))
-    again = verbs.add_parser("report", help="print the report of a saved run, judged by another SLO if one is given")
-    again.add_argument("result", help="JSON file that `bench serve --save-result` wrote")
+    verbs = parser.add_subparsers(dest="bench_verb", required=True, metavar="serve|sweep|report")
+    serve_arguments(
+        verbs.add_parser("serve", help="load a running server and report latencies, throughput and goodput")
+    )
+    sweep.add_arguments(verbs.add_parser("sweep", help="a run for each rate of a grid, live or simulated; resumable"))
+    again = verbs.add_parser("report", help="print the report of saved runs, judged by another SLO if one is given")
+    again.add_argument(
+        "results", nargs="+", metavar="FILE|DIR|LABEL=DIR", help="what --save-result or `bench sweep` wrote"
+    )
     report_arguments(again)
-    again.add_argument("--plot", metavar="PNG", help="draw latencies over time and their distributions")
+    # Not given, it is what a sweep was run with.
+    again.set_defaults(warmup=None)
+    judge.judging_arguments(again.add_argument_group("many runs"))
+
+
+def serve_arguments(parser: argparse.ArgumentParser) -> None:
+    _server_arguments(parser.add_argument_group("server"))
+    workload_arguments(parser.add_argument_group("workload"))
+    arrival_arguments(parser.add_argument_group("arrivals"))
+    _request_arguments(parser.add_argument_group("requests"))
+    report_arguments(parser.add_argument_group("report"))
+    result_arguments(parser.add_argument_group("output"))
 
 
 def main(args: argparse.Namespace) -> int:
     """0 if any request succeeded; 1 if none did, or the run could not begin; 130 if stopped before it did."""
     try:
-        return client.run(_serve(args)) if args.bench_verb == "serve" else _report(args)
+        return {"serve": serve, "sweep": sweep.main, "report": _report}[args.bench_verb](args)
     except KeyboardInterrupt:
         return 130
     except (NoServer, ValueError, OSError) as error:
         print(f"penstock bench: {error}", file=sys.stderr)
         return 1
+
+
+def serve(args: argparse.Namespace) -> int:
+    """As `main`, but raises where the run could not begin."""
+    status: int = client.run(_serve(args))
+    return status
 
 
 def _server_arguments(group: Any) -> None:
@@ -117,6 +134,7 @@ def _request_arguments(group: Any) -> None:
     group.add_argument("--temperature", type=float, help="default: the server's")
     group.add_argument("--extra-body", type=json.loads, default={}, metavar="JSON", help="more fields for each request")
     group.add_argument("--cancel-share", type=float, default=0.0, help="hang up on this share of requests at random")
+    group.add_argument("--prompt-seed", type=int, help="of the words alone; default: --seed")
     group.add_argument(
         "--num-warmups", type=int, default=0, help="requests sent one by one before the run, not counted"
     )
@@ -150,6 +168,11 @@ class _Run:
     target: Target
     requests: list[Request]
     notes: list[str]
+    interrupted: bool = False
+
+    @property
+    def prompt_seed(self) -> int:
+        return int(self.args.seed if self.args.prompt_seed is None else self.args.prompt_seed)
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -159,10 +182,10 @@ class _Run:
             asked["temperature"] = args.temperature
         return {**asked, **args.extra_body}
 
-    def calls(self, requests: list[Request], seed: int) -> Iterator[Call]:
+    def calls(self, requests: list[Request], prompt_seed: int) -> Iterator[Call]:
         """The requests as the client sends them."""
-        drawer = prompts.Prompts(self.target.symbols, seed)
-        rng = np.random.default_rng([seed, 7])
+        drawer = prompts.Prompts(self.target.symbols, prompt_seed)
+        rng = np.random.default_rng([self.args.seed, 7])
         share = self.args.cancel_share
         for index, request in enumerate(requests):
             prompt = self.target.prompt(request, drawer.of(self.target.sized(request), index))
@@ -174,7 +197,7 @@ class _Run:
         """Send requests one after another, outside the run."""
         at_once = [msgspec.structs.replace(r, arrival_s=0.0) for r in requests]
         sender = Client(self.target.url, self.target.headers, max_concurrency=1)
-        replies = await sender.run(self.calls(at_once, self.args.seed + OTHER_SEED))
+        replies = await sender.run(self.calls(at_once, self.prompt_seed + OTHER_SEED))
         return [record_of(reply, at_once[reply.index]) for reply in replies]
 
     async def calibrate(self) -> Idle:
@@ -215,7 +238,7 @@ async def _serve(args: argparse.Namespace) -> int:
 
 async def _send(run: _Run) -> tuple[Client, list[Reply]]:
     args, target = run.args, run.target
-    calls: Any = run.calls(run.requests, args.seed)
+    calls: Any = run.calls(run.requests, run.prompt_seed)
     if sum(r.prompt_tokens for r in run.requests) <= TOKENS_AHEAD_MAX:
         calls = list(calls)
     asked = await _prompt_texts(run) if args.verbose else {}
@@ -233,12 +256,17 @@ async def _send(run: _Run) -> tuple[Client, list[Reply]]:
             keep_text=args.verbose,
             on_done=on_done,
         )
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, sender.stop)
+
+        def on_interrupt() -> None:
+            run.interrupted = True
+            sender.stop()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
         return sender, await sender.run(calls, duration_s=args.duration)
 
 
 async def _prompt_texts(run: _Run) -> dict[int, str]:
-    drawer = prompts.Prompts(run.target.symbols, run.args.seed)
+    drawer = prompts.Prompts(run.target.symbols, run.prompt_seed)
     said = {}
     for index, request in enumerate(run.requests):
         prompt = run.target.prompt(request, drawer.of(run.target.sized(request), index))
@@ -261,6 +289,7 @@ def _conclude(run: _Run, sender: Client, records: list[Record], slo: Slo) -> int
     path = os.path.join(args.result_dir, name)
     if args.save_result:
         said = vars(args) | {"model": run.target.model, "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "notes": notes}
+        said |= {"interrupted": run.interrupted}
         plain = {key: value for key, value in said.items() if not callable(value)}
         result.save(result.Result(run=plain, summary=summary, client=late, records=records), path)
         print(f"Every request is in {path}")
@@ -270,9 +299,18 @@ def _conclude(run: _Run, sender: Client, records: list[Record], slo: Slo) -> int
 
 
 def _report(args: argparse.Namespace) -> int:
-    saved = result.load(args.result)
-    slo = Slo.parse(" ".join(args.goodput)) or (saved.summary.goodput.slo if saved.summary.goodput else Slo())
-    summary = summarize(saved.records, slo, percentiles=args.metric_percentiles, **args.warmup)
+    """One file as `serve` reports it; many, or a file that is to be judged as a curve, as `sweep` does."""
+    slo = Slo.parse(" ".join(args.goodput))
+    if len(args.results) == 1 and os.path.isfile(args.results[0]) and not (args.slo_scales or args.csv):
+        return _report_one(args, slo)
+    terms = judge.Terms([slo] if slo else [], args.slo_scales, args.target, args.warmup)
+    return judge.conclude(judge.sources(args.results), terms, args)
+
+
+def _report_one(args: argparse.Namespace, slo: Slo) -> int:
+    saved = result.load(args.results[0])
+    slo = slo or (saved.summary.goodput.slo if saved.summary.goodput else Slo())
+    summary = summarize(saved.records, slo, percentiles=args.metric_percentiles, **(args.warmup or {}))
     title = str(saved.run.get("model", "Saved run"))
     print(report.render(summary, title=title, metrics=args.percentile_metrics, notes=_lateness_said(saved.client)))
     if args.plot:

@@ -95,10 +95,8 @@ def summarize(
     Raises ValueError where nothing is left, or where the SLO is in multiples of idle time that a record
     lacks.
     """
-    everyone = sorted(records, key=lambda r: (r.scheduled_ns, r.id))
-    counted = [r for r in everyone[warmup_requests:] if r.scheduled_ns >= warmup_s * SECOND]
-    if not counted:
-        raise ValueError(f"no request is left to count: all {len(everyone)} fall in the warm-up")
+    everyone = list(records)
+    counted = after_warmup(everyone, warmup_requests=warmup_requests, warmup_s=warmup_s)
     completed = [r for r in counted if r.outcome == COMPLETED]
     window_s = (max(r.end_ns for r in counted) - min(r.sent_ns for r in counted)) / SECOND or 1e-9
     outcomes = Counter(r.outcome for r in counted)
@@ -121,6 +119,15 @@ def summarize(
         goodput=judge(counted, slo, window_s) if _has_slo(counted, slo) else None,
         errors=dict(Counter(r.error for r in counted if r.error).most_common()),
     )
+
+
+def after_warmup(records: Iterable[Record], *, warmup_requests: int = 0, warmup_s: float = 0.0) -> list[Record]:
+    """The records that count, by due time. Raises ValueError where nothing is left."""
+    everyone = sorted(records, key=lambda r: (r.scheduled_ns, r.id))
+    counted = [r for r in everyone[warmup_requests:] if r.scheduled_ns >= warmup_s * SECOND]
+    if not counted:
+        raise ValueError(f"no request is left to count: all {len(everyone)} fall in the warm-up")
+    return counted
 
 
 def latencies(completed: Sequence[Record], percentiles: Sequence[float] = PERCENTILES) -> dict[str, Dist | None]:
