@@ -10,12 +10,14 @@ from pathlib import Path
 
 import msgspec
 
+from penstock.cost.composed import Composed
 from penstock.cost.linear import Linear
+from penstock.cost.piecewise import Piecewise
 from penstock.cost.published.forms import BucketPhases, GroupPhases, Phases, PipelinePhases, Table
 
 FORMAT, VERSION = "penstock-cost", 1
 
-Model = Linear | Phases | GroupPhases | BucketPhases | PipelinePhases | Table
+Model = Linear | Piecewise | Phases | GroupPhases | BucketPhases | PipelinePhases | Table | Composed
 
 
 class CostFile(msgspec.Struct, kw_only=True):
