@@ -11,7 +11,10 @@ VERBS = {
     "serve": ("penstock.cli.serve", "serve a model over an OpenAI-compatible HTTP API"),
     "bench": ("penstock.cli.bench", "load a server and report latencies and goodput"),
     "simulate": ("penstock.cli.simulate", "run the same scheduler over a trace in simulated time"),
+    "profile": ("penstock.cli.profile", "measure what steps take on this machine"),
+    "fit": ("penstock.cli.fit", "make a cost model of what was measured, and say how far off it is"),
     "replay": ("penstock.cli.replay", "feed a recorded run to the scheduler again and compare its commands"),
+    "trace": ("penstock.cli.trace", "describe, convert and synthesize traces of requests"),
 }
 
 

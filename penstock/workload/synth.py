@@ -1,9 +1,8 @@
 """Requests with the statistics of a real trace whose file is not at hand: `fit` a `Shape`, `draw` from it.
 
-A shape is a rate per window, the burstiness within, quantiles of the prompt length, and quantiles of the
-output length for each band of prompt lengths (they depend on each other: templates with fixed prompts have
-their own answers). It knows nothing of sessions and of which prompts are alike. `draw` against the trace
-it was fitted to (Azure 2023 conversation, 19,366 requests; drawn with seed 0):
+A shape is a rate per window, the burstiness within, and a table of lengths (`quantiles`). It knows nothing of
+sessions and of which prompts are alike. `draw` against the trace it was fitted to (Azure 2023 conversation,
+19,366 requests; drawn with seed 0):
 
                                mean    P10    P50    P90    P99
     prompt tokens, trace       1155    207   1020   2734   4142
@@ -14,22 +13,18 @@ it was fitted to (Azure 2023 conversation, 19,366 requests; drawn with seed 0):
     gap in ms, drawn            179     15    118    421    897
 """
 
-from itertools import pairwise
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from penstock.workload import quantiles
 from penstock.workload.arrivals import unit_gaps
-from penstock.workload.trace import Request
+from penstock.workload.quantiles import Joint
+from penstock.workload.request import Request
 
 Array = npt.NDArray[np.float64]
 
 WINDOW_S = 300.0
-#: Where the prompt length's distribution is cut into bands.
-BANDS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.25, 0.35, 0.45, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 1.0)
-#: Quantiles of the output length that are kept for each band.
-LEVELS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -39,10 +34,14 @@ class Shape(msgspec.Struct, frozen=True):
     rates: tuple[float, ...]
     #: Coefficient of variation of the gaps once the rate is made even.
     cv: float
-    #: Prompt length in tokens at each of `BANDS`.
+    #: Prompt length in tokens at each of `quantiles.BANDS`.
     prompts: tuple[float, ...]
-    #: For each band, output length in tokens at each of `LEVELS`.
+    #: For each band, output length in tokens at each of `quantiles.LEVELS`.
     outputs: tuple[tuple[float, ...], ...]
+
+    @property
+    def lengths(self) -> Joint:
+        return Joint(self.prompts, self.outputs)
 
 
 #: Fitted by `fit` to the Azure LLM inference trace of 2023, conversation (19,366 requests of one hour;
@@ -103,34 +102,22 @@ def fit(requests: list[Request]) -> Shape:
     gaps = np.diff(_warp(times[times < windows * WINDOW_S], rates))
     prompt = np.array([r.prompt_tokens for r in requests], float)
     output = np.array([r.output_tokens for r in requests], float)
-    edges = np.quantile(prompt, BANDS)
+    lengths = quantiles.fit(prompt, output)
     return Shape(
         rates=tuple(np.round(rates, 3).tolist()),
         cv=round(float(gaps.std() / gaps.mean()), 3),
-        prompts=tuple(edges.tolist()),
-        outputs=tuple(_band_quantiles(prompt, output, low, high) for low, high in pairwise(edges)),
+        prompts=lengths.prompts,
+        outputs=lengths.outputs,
     )
 
 
 def draw(shape: Shape = AZURE_CONV_2023, count: int = 1000, seed: int = 0) -> list[Request]:
     """`count` requests of that shape, the first at 0 s."""
-    rng = np.random.default_rng([seed, 2])
     even = np.cumsum(unit_gaps(count, shape.cv, seed))
     times = _unwarp(even - even[0], np.array(shape.rates))
-    place = rng.random(count)
-    prompt = np.interp(place, BANDS, shape.prompts)
-    band = np.searchsorted(BANDS, place, side="right") - 1
-    table = np.array(shape.outputs)
-    output = [np.interp(u, LEVELS, table[row]) for u, row in zip(rng.random(count), band, strict=True)]
-    return [
-        Request(arrival_s=float(t), prompt_tokens=max(1, round(p)), output_tokens=max(1, round(o)))
-        for t, p, o in zip(times, prompt, output, strict=True)
-    ]
-
-
-def _band_quantiles(prompt: Array, output: Array, low: float, high: float) -> tuple[float, ...]:
-    inside = output[(prompt >= low) & (prompt <= high)]
-    return tuple(np.round(np.quantile(inside, LEVELS)).tolist())
+    lengths = shape.lengths.draw(count, np.random.default_rng([seed, 2]))
+    columns = (column.tolist() for column in (times, *lengths))
+    return [Request(arrival_s=t, prompt_tokens=p, output_tokens=o) for t, p, o in zip(*columns, strict=True)]
 
 
 def _warp(times: Array, rates: Array) -> Array:

@@ -1,58 +1,24 @@
-"""One record a request, readers for the trace files people have, and how to cut and scale them.
+"""Traces: files of requests, read and written, cut and scaled.
 
-A `Request` says when a request comes and how long it is; the words of its prompt are made in `prompts`.
-Readers know Mooncake and Bailian JSONL, Azure and BurstGPT CSV, and any CSV whose header has the usual
-names. Nothing is fetched.
+Which format a file has is told by its first line (`formats`, a file each). Nothing is fetched.
 """
 
-import csv
-import json
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from penstock.core.slo import Slo
+from penstock.workload.formats import mooncake, native, table
+from penstock.workload.request import Request as Request
 
-MOONCAKE_BLOCK = 512
-BAILIAN_BLOCK = 16
-
-
-class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request of a workload. `arrival_s` counts from the start of the run."""
-
-    arrival_s: float
-    prompt_tokens: int
-    #: How many tokens the answer has, or the most that it may have.
-    output_tokens: int
-    #: The prompt itself, where the trace has it.
-    prompt: str | None = None
-    #: Names of the prompt's blocks, from its start: equal names promise equal content. What is left is its
-    #: own.
-    hash_ids: tuple[int, ...] = ()
-    #: Tokens that each of them stands for.
-    block_tokens: int = MOONCAKE_BLOCK
-    #: Lower is more urgent; None: not said.
-    priority: int | None = None
-    #: This request's own, where it differs from the run's.
-    slo: Slo | None = None
-    session: str = ""
-
-
-#: Column names in use (own, Azure's, vidur's, BurstGPT's, Mooncake's): lower case, blanks and dashes as `_`.
-_ARRIVAL = ("arrival_s", "arrived_at", "arrival_time", "arrival", "timestamp")
-_PROMPT = (
-    "prompt_tokens",
-    "contexttokens",
-    "num_prefill_tokens",
-    "request_tokens",
-    "input_length",
-    "input_tokens",
-)
-_OUTPUT = ("output_tokens", "generatedtokens", "num_decode_tokens", "response_tokens", "output_length")
-_SESSION = ("session", "session_id")
+#: What `save` can write, and the fields that get lost.
+FORMATS: dict[str, tuple[Callable[[list[Request]], Iterator[bytes]], tuple[str, ...]]] = {
+    "penstock": (native.write, ()),
+    "mooncake": (mooncake.write, mooncake.LEFT_OUT),
+    "csv": (table.write, table.LEFT_OUT),
+}
+_BOM = b"\xef\xbb\xbf"
 
 
 def load(
@@ -64,15 +30,27 @@ def load(
     read, and OSError where the file cannot.
     """
     path = Path(path)
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        rows = _read_jsonl(lines) if path.suffix in (".jsonl", ".json") else _read_csv(lines)
-        try:
-            requests = list(rows)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+    try:
+        requests = _read_jsonl(path) if path.suffix in (".jsonl", ".json") else _read_csv(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not requests:
         raise ValueError(f"{path}: no requests in it")
     return cut(_from_zero(requests), start_s=start_s, duration_s=duration_s, limit=limit)
+
+
+def save(requests: list[Request], path: str | Path, format: str = "penstock") -> dict[str, int]:
+    """Write a trace in one of `FORMATS`. Returns what the format has no place for: field -> requests that had it.
+
+    Raises ValueError on another format, and OSError where the file cannot be written.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r}: must be one of {', '.join(FORMATS)}")
+    write, left_out = FORMATS[format]
+    with Path(path).open("wb") as file:
+        file.writelines(write(requests))
+    lost = {name: sum(getattr(r, name) not in (None, "", ()) for r in requests) for name in left_out}
+    return {name: count for name, count in lost.items() if count}
 
 
 def cut(
@@ -85,12 +63,21 @@ def cut(
     """Those that arrive in [start, start + duration), at most `limit`, with `start` as the new 0 s."""
     end_s = float("inf") if duration_s is None else start_s + duration_s
     kept = [r for r in requests if start_s <= r.arrival_s < end_s][:limit]
-    return [msgspec.structs.replace(r, arrival_s=r.arrival_s - start_s) for r in kept]
+    return [msgspec.structs.replace(r, arrival_s=r.arrival_s - start_s) for r in kept] if start_s else kept
 
 
 def scale_times(requests: list[Request], factor: float) -> list[Request]:
-    """Every arrival time times `factor`: 0.5 is twice the rate."""
-    return [msgspec.structs.replace(r, arrival_s=r.arrival_s * factor) for r in requests]
+    """Every arrival time, and the time between an answer and the next turn, times `factor`: 0.5 is twice the rate.
+
+    How long a client waits before it hangs up stays as it is.
+    """
+
+    def one(request: Request) -> Request:
+        if request.think_s is None:
+            return msgspec.structs.replace(request, arrival_s=request.arrival_s * factor)
+        return msgspec.structs.replace(request, arrival_s=request.arrival_s * factor, think_s=request.think_s * factor)
+
+    return [one(r) for r in requests]
 
 
 def to_rate(requests: list[Request], rate: float) -> list[Request]:
@@ -112,17 +99,20 @@ def scale_lengths(
     input_max: int | None = None,
     output_max: int | None = None,
 ) -> list[Request]:
-    """Prompts, shared blocks and outputs times `factor` (at least 1 token each), then cut off at the caps.
+    """Prompts, shared blocks, outputs and their limits times `factor` (at least 1 token each), then cut off at the
+    caps.
 
     Prompts given as text stay as they are.
     """
 
     def one(request: Request) -> Request:
+        limit = request.limit_tokens
         return msgspec.structs.replace(
             request,
             prompt_tokens=_scaled(request.prompt_tokens, factor, input_max),
             output_tokens=_scaled(request.output_tokens, factor, output_max),
             block_tokens=_scaled(request.block_tokens, factor, None),
+            limit_tokens=None if limit is None else _scaled(limit, factor, output_max),
         )
 
     return [one(r) for r in requests]
@@ -136,89 +126,26 @@ def _scaled(tokens: int, factor: float, cap: int | None) -> int:
 def _from_zero(requests: list[Request]) -> list[Request]:
     requests.sort(key=lambda r: r.arrival_s)
     first_s = requests[0].arrival_s
-    return [msgspec.structs.replace(r, arrival_s=r.arrival_s - first_s) for r in requests]
+    return [msgspec.structs.replace(r, arrival_s=r.arrival_s - first_s) for r in requests] if first_s else requests
 
 
-def _read_jsonl(lines: Iterable[str]) -> Iterator[Request]:
+def _read_jsonl(path: Path) -> list[Request]:
+    with path.open("rb") as file:
+        lines = _numbered(file)
+        first = next(lines, None)
+        if first is None:
+            return []
+        read = native.read if native.is_header(first[1]) else mooncake.read
+        return list(read(chain([first], lines)))
+
+
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, from 1."""
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            yield _from_bailian(row) if "chat_id" in row else _from_mooncake(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"line {number}: {type(error).__name__} {error}; a line needs timestamp (ms), input_length "
-                "and output_length, and may have hash_ids and prompt"
-            ) from None
+        if text := line.removeprefix(_BOM).strip():
+            yield number, text
 
 
-def _from_mooncake(row: dict[str, Any]) -> Request:
-    return Request(
-        arrival_s=float(row.get("timestamp", 0)) / 1000,
-        prompt_tokens=max(1, int(row["input_length"])),
-        output_tokens=max(1, int(row["output_length"])),
-        prompt=row.get("prompt"),
-        hash_ids=tuple(int(key) for key in row.get("hash_ids", ())),
-    )
-
-
-def _from_bailian(row: dict[str, Any]) -> Request:
-    """As Mooncake's, but in seconds and blocks of 16 tokens; the chat is the session."""
-    plain = _from_mooncake(row)
-    return msgspec.structs.replace(
-        plain,
-        arrival_s=float(row["timestamp"]),
-        block_tokens=BAILIAN_BLOCK,
-        session=str(row["chat_id"]),
-    )
-
-
-def _read_csv(lines: Iterable[str]) -> Iterator[Request]:
-    reader = csv.reader(lines)
-    header = [name.strip().lower().replace(" ", "_").replace("-", "_") for name in next(reader, [])]
-    prompt, output = _column(header, _PROMPT), _column(header, _OUTPUT)
-    if prompt is None or output is None:
-        raise ValueError(
-            f"the header {','.join(header)!r} needs a column {_PROMPT[0]} and a column {_OUTPUT[0]}, "
-            f"or one of the names {', '.join(_PROMPT[1:] + _OUTPUT[1:])}"
-        )
-    arrival, session, text = (
-        _column(header, _ARRIVAL),
-        _column(header, _SESSION),
-        _column(header, ("prompt",)),
-    )
-    seconds = _clock()
-    for row in reader:
-        if not row:
-            continue
-        try:
-            yield Request(
-                arrival_s=0.0 if arrival is None else seconds(row[arrival]),
-                prompt_tokens=max(1, int(float(row[prompt]))),
-                output_tokens=max(1, int(float(row[output]))),
-                prompt=None if text is None else row[text] or None,
-                session="" if session is None else row[session],
-            )
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"line {reader.line_num}: {error}") from None
-
-
-def _column(header: list[str], names: tuple[str, ...]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
-
-
-def _clock() -> Callable[[str], float]:
-    """A reader of times: seconds as a number, or a date and time, which counts from the first one seen."""
-    first: datetime | None = None
-
-    def seconds(text: str) -> float:
-        nonlocal first
-        try:
-            return float(text)
-        except ValueError:
-            moment = datetime.fromisoformat(text)
-            first = first or moment
-            return (moment - first).total_seconds()
-
-    return seconds
+def _read_csv(path: Path) -> list[Request]:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        return list(table.read(lines))

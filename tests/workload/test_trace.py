@@ -80,7 +80,7 @@ def test_lengths_only_and_prompts(tmp_path: Path) -> None:
         ("a.csv", "prompt_tokens,output_tokens\n", "no requests"),
         ("a.csv", "", "needs a column"),
         ("a.jsonl", '{"timestamp": 0, "input_length": 3, "output_length": 4}\nnonsense\n', "line 2"),
-        ("a.jsonl", '{"timestamp": 0, "output_length": 4}\n', "line 1: KeyError 'input_length'"),
+        ("a.jsonl", '{"timestamp": 0, "output_length": 4}\n', "line 1: Object missing required field `input_length`"),
     ],
 )
 def test_bad_files_are_named_with_their_line(tmp_path: Path, name: str, text: str, says: str) -> None:
