@@ -20,7 +20,7 @@ from penstock.core.instance import InstanceConfig
 from penstock.core.slo import Slo
 from penstock.cost.linear import Linear, fit, relative_error
 from penstock.drivers.log import Observed, observe
-from penstock.drivers.sim import SimConfig, Simulation
+from penstock.drivers.sim import Delays, Simulation, alike
 from penstock.metrics import report, result
 from penstock.metrics.record import COMPLETED, Record
 from penstock.metrics.summary import summarize
@@ -49,7 +49,8 @@ def main(args: argparse.Namespace) -> int:
     seen = observe(args.cost_from) if args.cost_from else None
     cost, notes = _cost(args, seen)
     delay_ns = round(median(seen.delays)) if seen and seen.delays else 0
-    config = SimConfig(instance=_instance(args, seen), instances=args.instances, delay_ns=delay_ns)
+    delays = Delays(dispatch=delay_ns, token=delay_ns)
+    config = alike(_instance(args, seen), args.instances, delays=delays)
     live = result.load(args.against) if args.against else None
     requests = _requests_of(live.records) if live else bench.workload(args)[0]
     began = time.perf_counter()

@@ -1,7 +1,7 @@
 """What one step of one executor does: so many positions of so many jobs. There is no prefill and no decode here."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import msgspec
 
@@ -71,8 +71,9 @@ class StepCost(Protocol):
     def step_ns(self, features: Features) -> int:
         """Duration of a step with these features, at least 1."""
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> Sequence[int]:
-        """Durations of `count` steps that repeat one plan (`repeated`): the very numbers that `step_ns` gives."""
+    def steps_ns(self, first: Features, growth: int, count: int) -> Any:
+        """Durations of `count` steps that repeat one plan (`repeated`), as int64: the very numbers that `step_ns` gives
+        for each."""
 
     def interval_ns(self, features: Features) -> int:
         """From the start of a step to when another, of other jobs, may start: less than `step_ns` in a pipeline."""

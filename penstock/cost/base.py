@@ -1,6 +1,8 @@
 """What every cost model is: a struct of numbers, so that it can be stored, that says how long a step takes."""
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from penstock.core.step import Features, repeated
 
@@ -13,10 +15,10 @@ class Cost(msgspec.Struct, frozen=True, tag=True):
         """Duration of a step, in ns, at least 1."""
         raise NotImplementedError
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> list[int]:
-        """Durations of `count` steps that repeat one plan (`core.step.repeated`): the very numbers that `step_ns` gives
-        for each."""
-        return [self.step_ns(features) for features in repeated(first, growth, count)]
+    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
+        """Durations of `count` steps that repeat one plan (`core.step.repeated`), int64: the very numbers that
+        `step_ns` gives for each."""
+        return np.fromiter(map(self.step_ns, repeated(first, growth, count)), np.int64, count)
 
     def interval_ns(self, features: Features) -> int:
         """From the start of a step to when another, of other jobs, may start: less than `step_ns` in a pipeline."""

@@ -37,6 +37,16 @@ class Linear(Cost, frozen=True):
         ns = round(self.base + prompts + self.decode * decodes + self.decode_context * decode_context)
         return ns if ns > 0 else 1
 
+    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
+        """The terms in the order of `step_ns`, so that not a bit differs."""
+        decodes = first.decodes
+        steps = np.arange(count)
+        decode_context = first.decode_context + decodes * steps
+        context = first.new_context + growth * steps
+        prompts = self.prompt * (first.new - decodes) + self.prompt_context * (context - decode_context)
+        ns = np.rint(self.base + prompts + self.decode * decodes + self.decode_context * decode_context)
+        return np.maximum(ns, 1).astype(np.int64)
+
 
 def _row(features: Features) -> tuple[float, ...]:
     """The terms of a step, in the order of the coefficients."""

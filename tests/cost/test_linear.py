@@ -71,7 +71,7 @@ def test_repeated_steps_have_the_features_of_their_own_plans() -> None:
     growth = sum(n * n for n in counts)
     assert list(repeated(features(plans[0]), growth, 5)) == [features(plan) for plan in plans]
     cost = Linear(100.0, 10.0, 1.0, 5.0, 2.0)
-    assert cost.steps_ns(features(plans[0]), growth, 5) == [cost.step_ns(features(plan)) for plan in plans]
+    assert cost.steps_ns(features(plans[0]), growth, 5).tolist() == [cost.step_ns(features(plan)) for plan in plans]
 
 
 def test_a_cost_file_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 
 from penstock.core import laws
@@ -9,8 +10,8 @@ from penstock.core.batch import Limits
 from penstock.core.instance import InstanceConfig
 from penstock.core.slo import MS
 from penstock.cost.linear import Linear
-from penstock.drivers.sim import SimConfig, Simulation
-from penstock.metrics.record import COMPLETED, FAILED, Record
+from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig, Simulation, alike
+from penstock.metrics.record import CANCELLED, COMPLETED, FAILED, Record
 from penstock.policies.bundles import ROWS
 from penstock.workload.trace import Request
 
@@ -20,7 +21,7 @@ COST = Linear(10.0 * MS, 1.0 * MS, 0.0, 0.0, 0.0)
 
 def simulate(requests: list[Request], instances: int = 1, delay_ns: int = 0, **config: object) -> list[Record]:
     chosen = InstanceConfig(**{"pages": 1000, **config})  # type: ignore[arg-type]
-    simulation = Simulation(SimConfig(instance=chosen, instances=instances, delay_ns=delay_ns), COST)
+    simulation = Simulation(alike(chosen, instances, delays=Delays(dispatch=delay_ns, token=delay_ns)), COST)
     records = simulation.run(requests)
     for member in simulation.members:
         assert not member.core.jobs
@@ -89,3 +90,99 @@ def test_more_instances_serve_a_burst_sooner() -> None:
     burst = [request(0.0, 100, 20) for _ in range(40)]
     ends = [max(r.end_ns for r in simulate(burst, n)) for n in (1, 2, 4)]
     assert ends[0] > ends[1] > ends[2]
+
+
+def random_requests(draw: random.Random, count: int) -> list[Request]:
+    """Shared prefixes, priorities, early ends, hang-ups and sessions among them."""
+    made = []
+    for number in range(count):
+        family, blocks = draw.randrange(4), draw.randrange(0, 6)
+        ids = tuple(range(family * 1000, family * 1000 + blocks)) + (10**6 + number,) * (blocks > 0)
+        session = f"s{draw.randrange(8)}" if draw.random() < 0.3 else ""
+        output = draw.randrange(1, 90)
+        made.append(
+            request(
+                draw.random() * 4, blocks * 64 + draw.randrange(1, 300), output, priority=draw.randrange(3),
+                hash_ids=ids, block_tokens=64, session=session, think_s=0.05 if session else None,
+                cancel_s=draw.random() * 3 if draw.random() < 0.1 else None,
+                limit_tokens=output + draw.randrange(40) if draw.random() < 0.3 else None,
+            )
+        )  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize("policy", sorted(ROWS))
+@pytest.mark.parametrize("seed", range(12))
+def test_leaping_over_quiet_stretches_gives_what_stepping_gives(policy: str, seed: int) -> None:
+    draw = random.Random(f"{policy}{seed}")
+    requests = random_requests(draw, 120)
+    limits = Limits(max_num_seqs=draw.choice((4, 16)), max_num_batched_tokens=draw.choice((64, 256)))
+    stages = draw.choice((1, 1, 1, 2))
+    instance = InstanceConfig(
+        policy=policy, pages=draw.choice((60, 200, 1000)), limits=limits, stages=stages, depth=draw.choice((1, 1, 2))
+    )
+    delays = draw.choice((Delays(), Delays(front=MS, front_per_token=100.0, dispatch=MS, token=2 * MS, report=3 * MS)))
+    cost = Linear(3.1 * MS, 7123.4, 11.7, 4321.5, 17.9)
+    failures = [Failure(instance=0, at_ns=900 * MS, down_ns=draw.choice((None, 300 * MS)))] * draw.randrange(2)
+    config = msgspec.structs.replace(alike(instance, draw.choice((1, 3)), delays=delays), failures=failures)
+    ran = []
+    for stepping in (True, False):
+        simulation = Simulation(msgspec.structs.replace(config, stepping=stepping), cost)
+        records = simulation.run(requests)
+        state = [(m.core.load, m.core.next_step, list(m.ends), m.core.pages.free) for m in simulation.members]
+        for member in simulation.members:
+            laws.check(member.core)
+        ran.append((records, state))
+    assert ran[0] == ran[1]
+    assert any(r.outcome == COMPLETED for r in ran[0][0])
+
+
+def test_a_hang_up_ends_a_request_where_it_stands() -> None:
+    (record,) = simulate([request(0.0, 30, 100, cancel_s=0.065)])
+    assert record.outcome == CANCELLED
+    assert record.times_ns == [40 * MS, 50 * MS, 60 * MS]
+    assert record.end_ns == 65 * MS
+
+
+def test_a_turn_is_sent_when_the_one_before_was_answered_and_thought_about() -> None:
+    first, second = simulate(
+        [request(0.0, 30, 2, session="a", think_s=0.1), request(0.0, 40, 1, session="a", think_s=0.1)]
+    )
+    assert second.sent_ns == first.end_ns + 100 * MS
+    assert second.times_ns == [first.end_ns + 150 * MS]
+
+
+def test_an_answer_may_end_before_its_limit() -> None:
+    (record,) = simulate([request(0.0, 30, 3, limit_tokens=50)])
+    assert len(record.times_ns) == 3
+    assert record.outcome == COMPLETED
+
+
+def test_a_failed_instance_takes_its_requests_along_and_comes_back() -> None:
+    instance = InstanceConfig(pages=1000)
+    config = msgspec.structs.replace(
+        alike(instance), failures=[Failure(instance=0, at_ns=55 * MS, down_ns=100 * MS)],
+        members=[MemberConfig(instance=instance, load_bytes=10**6, start_ns=20 * MS)], load_bytes_per_s=1e8,
+    )  # fmt: skip
+    lost, held = Simulation(config, COST).run([request(0.0, 30, 50), request(0.1, 10, 1)])
+    assert (lost.outcome, lost.times_ns, lost.end_ns) == (FAILED, [40 * MS, 50 * MS], 55 * MS)
+    back = (55 + 100 + 10 + 20) * MS
+    assert held.times_ns == [back + 20 * MS]
+
+
+def test_instances_that_start_together_share_the_link() -> None:
+    instance = InstanceConfig(pages=1000)
+    members = [MemberConfig(instance=instance, load_bytes=10**8)] * 2
+    config = SimConfig(members=members, load_bytes_per_s=1e8, warm=False)
+    first, second = Simulation(config, COST).run([request(0.0, 10, 1), request(0.0, 10, 1)])
+    assert first.times_ns == [2020 * MS]
+    assert second.outcome == COMPLETED
+
+
+def test_ends_only_keeps_every_latency() -> None:
+    requests = [request(i / 10, 50, 1 + i % 7) for i in range(20)]
+    full = Simulation(alike(InstanceConfig(pages=1000)), COST).run(requests)
+    config = msgspec.structs.replace(alike(InstanceConfig(pages=1000)), every_token=False)
+    for ours, theirs in zip(full, Simulation(config, COST).run(requests), strict=True):
+        assert (ours.ttft_ns, ours.e2e_ns, ours.output_tokens) == (theirs.ttft_ns, theirs.e2e_ns, theirs.output_tokens)
+        assert ours.tpot_ns == pytest.approx(theirs.tpot_ns) if ours.tpot_ns else theirs.tpot_ns is None
