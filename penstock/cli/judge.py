@@ -102,7 +102,7 @@ def conclude(sources: Sequence[Source], asked: Terms, args: argparse.Namespace, 
 
 def _common(sources: Sequence[Source], asked: Terms) -> Terms:
     """What all sources are judged by; curves that were judged differently are not comparable."""
-    terms = [asked.of(source.sweep) for source in sources]
+    terms = [asked.of(source.sweep) for source in sources if source.sweep] or [asked.of(None)]
     if any(other != terms[0] for other in terms):
         raise ValueError("these sweeps were judged differently: give --goodput, --slo-scales, --target and --warmup")
     for scale in terms[0].scales or []:
@@ -123,7 +123,8 @@ def _judge(source: Source, terms: Terms) -> tuple[list[Series], list[str]]:
                 one = curves.judge(saved.records, slo, terms.scales or [], **(terms.warmup or {}))
                 runs.setdefault((slo, cell), []).append((repeat, one))
         except (ValueError, OSError) as error:
-            wrong.append(f"{path}: {error}")
+            said = str(error)
+            wrong.append(said if str(path) in said else f"{path}: {said}")
     points: dict[Slo, list[Point]] = {}
     for (slo, cell), members in runs.items():
         ordered = tuple(one for _, one in sorted(members, key=lambda member: member[0]))

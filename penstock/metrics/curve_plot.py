@@ -14,6 +14,7 @@ from penstock.metrics.curves import Point, Series, crossing
 #: Colours that people with colour blindness tell apart too, and marks for print without any (after Okabe and Ito).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#444444")
 _MARKS = "os^Dv<>"
+_WHITE = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
 
 
 def draw(
@@ -22,8 +23,8 @@ def draw(
     """Write a PNG. Bands are confidence intervals; dotted lines fall from where a curve crosses the target.
 
     The lower row is there where scales are given; `rate` chooses the cells that it shows, by default the one at which
-    the first curve is nearest to the target. Raises ValueError where matplotlib is missing or no cell has that rate,
-    and OSError where the file cannot be written.
+    the first curve of the column is nearest to the target. Raises ValueError where matplotlib is missing or no cell has
+    that rate, and OSError where the file cannot be written.
     """
     plot.check()
     from matplotlib.figure import Figure
@@ -43,7 +44,9 @@ def draw(
     for row in axes:
         row[0].set_ylabel("requests that kept the SLO (%)")
     if names != [""]:
-        axes[0][0].legend(fontsize="small", loc="lower left")
+        drawn = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
+        figure.legend(handles=list(drawn.values()), loc="outside upper left", ncols=4, fontsize="small", frameon=False)
+    figure.supxlabel("Bands are 95 % confidence intervals; dotted lines are first crossings.", fontsize="small")
     figure.savefig(path, dpi=120)
 
 
@@ -83,10 +86,16 @@ def _curve(axis: Any, shares: Sequence[tuple[float, Interval]], label: str, inde
     at = crossing([(x, share.value) for x, share in shares], target)
     if at is not None:
         axis.plot([at, at], [0, 100 * target], color=colour, linestyle=":", linewidth=1.2)
+        # One above the other, since curves may cross the target close by.
+        axis.annotate(f"{at:.3g}", (at, 3 + 7 * index), color=colour, fontsize="small", ha="center", bbox=_WHITE)
 
 
 def _dress(axis: Any, target: float) -> None:
     axis.axhline(100 * target, color="#444444", linestyle="--", linewidth=1)
+    said = f"{100 * target:g} %"
+    axis.text(
+        0.995, 100 * target, said, transform=axis.get_yaxis_transform(), fontsize="small", ha="right", va="bottom"
+    )
     axis.set_ylim(0, 102)
     axis.grid(alpha=0.3)
 

@@ -29,7 +29,7 @@ def render(curves: Sequence[Series], target: float, scales: Sequence[float] = ()
         lines += [f" {slo or 'Each request by its own SLO'} ".center(_WIDTH, "="), *_HEAD]
         for one in chosen:
             lines += [_heading(one.label)] * bool(one.label) + [_row(point) for point in one.points]
-        lines.append(_heading(f"Highest request rate with {target:.0%} attained"))
+        lines.append(_heading(f"Highest request rate with {100 * target:g} % attained"))
         lines += [f"{one.label or 'all cells':<{_CELL}}{_rate_said(one, target)}" for one in chosen]
         lines += _scale_table(chosen, target, sorted(scales, reverse=True)) if scales else []
     lines += [_heading("Failed"), *failed] if failed else []
@@ -51,13 +51,13 @@ def crossing_said(points: Sequence[tuple[float, float]], target: float, unit: st
     """The crossing in words, or why there is none, or that the curve comes back above the target later."""
     (x_first, first), (x_last, last) = points[0], points[-1]
     if first < target:
-        return f"no crossing: {first:.2%} already at {x_first:g}{unit}, the easiest cell"
+        return f"no crossing: {100 * first:.2f} % at {x_first:g}{unit} already"
     at = crossing(points, target)
     if at is None:
-        return f"no crossing: still {last:.2%} at {x_last:g}{unit}, the hardest cell"
+        return f"no crossing: still {100 * last:.2f} % at {x_last:g}{unit}"
     below = next(k for k, (_, y) in enumerate(points) if y < target)
     again = next((x for x, y in points[below:] if y >= target), None)
-    return f"{at:.3f}{unit}" + ("" if again is None else f", but {target:.0%} are attained again at {again:g}{unit}")
+    return f"{at:.3f}{unit}" + ("" if again is None else f"; back above it at {again:g}{unit}")
 
 
 def _rate_said(one: Series, target: float) -> str:
@@ -68,8 +68,8 @@ def _rate_said(one: Series, target: float) -> str:
 
 def _scale_table(chosen: Sequence[Series], target: float, scales: Sequence[float]) -> list[str]:
     lines = [
-        _heading(f"Attained (%) with every target of the SLO times ..., and the smallest factor with {target:.0%}"),
-        f"{'cell':<{_CELL}}" + "".join(f"{scale:>8g}" for scale in scales) + f"  {'crossing'}",
+        _heading(f"Attained (%) with every target of the SLO times a factor; the smallest with {100 * target:g} %"),
+        f"{'cell':<{_CELL}}" + "".join(f"{scale:>8g}" for scale in scales) + "  smallest",
     ]
     for one in chosen:
         lines += [_heading(one.label)] * bool(one.label)
@@ -112,11 +112,12 @@ def _notes(points: Sequence[Point]) -> list[str]:
     repeats = sorted({len(p.runs) for p in points})
     said = [
         "attained: good requests of all that the client did not cancel. no answer: dropped, rejected or failed.",
-        "Latencies of several repeats are the means of each one's median and P99.",
+        "Highest rate, smallest factor: where attained first falls below the target, linear between cells.",
     ]
     if repeats and repeats[-1] > 1:
         counts = ", ".join(str(n) for n in repeats if n > 1)
         said.append(f"+-: 95 % confidence interval of the mean over repeats (Student's t, {counts} repeats).")
+        said.append("Latencies of several repeats are the means of each one's median and P99.")
     if repeats and repeats[0] == 1:
         said.append(
             "[low, high]: 95 % confidence interval of a single run, as if its requests were independent (Wilson)."
