@@ -25,7 +25,7 @@ from penstock.metrics import plot, report, result
 from penstock.metrics.idle import Idle
 from penstock.metrics.record import COMPLETED, Record
 from penstock.metrics.summary import Dist, summarize
-from penstock.workload import arrivals, client, prompts, synth, trace
+from penstock.workload import arrivals, client, prompts, synth, trace, turns
 from penstock.workload.client import Call, Client, Reply
 from penstock.workload.target import NoServer, Target
 from penstock.workload.trace import Request
@@ -187,15 +187,23 @@ class _Run:
         drawer = prompts.Prompts(self.target.symbols, prompt_seed)
         rng = np.random.default_rng([self.args.seed, 7])
         share = self.args.cancel_share
-        for index, request in enumerate(requests):
+        for index, before in turns.in_order(requests):
+            request = requests[index]
             prompt = self.target.prompt(request, drawer.of(self.target.sized(request), index))
-            hang_up = int(rng.integers(request.output_tokens)) if rng.random() < share else None
-            body = self.target.body(request, prompt, self.extra)
-            yield Call(index, round(request.arrival_s * 1e9), body, self.target.request_headers(request), hang_up)
+            yield Call(
+                index,
+                round(request.arrival_s * 1e9),
+                self.target.body(request, prompt, self.extra),
+                self.target.request_headers(request),
+                cancel_after=int(rng.integers(request.output_tokens)) if rng.random() < share else None,
+                cancel_ns=None if request.cancel_s is None else round(request.cancel_s * 1e9),
+                after=before,
+                delay_ns=round((request.think_s or 0.0) * 1e9),
+            )
 
     async def alone(self, requests: list[Request]) -> list[Record]:
         """Send requests one after another, outside the run."""
-        at_once = [msgspec.structs.replace(r, arrival_s=0.0) for r in requests]
+        at_once = [msgspec.structs.replace(r, arrival_s=0.0, think_s=None, cancel_s=None) for r in requests]
         sender = Client(self.target.url, self.target.headers, max_concurrency=1)
         replies = await sender.run(self.calls(at_once, self.prompt_seed + OTHER_SEED))
         return [record_of(reply, at_once[reply.index]) for reply in replies]
@@ -205,7 +213,7 @@ class _Run:
         by_length = sorted(self.requests, key=lambda r: r.prompt_tokens)
         picked = [by_length[round(q * (len(by_length) - 1))] for q in (0.0, 0.25, 0.5, 0.75, 0.95)]
         tokens = min(CALIBRATION_TOKENS, max(r.output_tokens for r in self.requests))
-        lone = [msgspec.structs.replace(r, output_tokens=tokens, hash_ids=()) for r in picked]
+        lone = [msgspec.structs.replace(r, output_tokens=tokens, limit_tokens=None, hash_ids=()) for r in picked]
         # The first of all may find a cold server, and is left out.
         idle = Idle.fit((await self.alone(lone[:1] + lone + lone))[1:])
         self.notes.append(f"Idle times, from {2 * len(lone)} lone requests before the run: {idle}.")

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import aiohttp
@@ -27,7 +27,10 @@ PROBE_S = 0.01
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request ready to be sent: `body` is the JSON, due `due_ns` after the start of the run."""
+    """A request ready to be sent: `body` is the JSON, due `due_ns` after the start of the run.
+
+    One that follows another is due `delay_ns` after that one is over, however it ended, instead of at `due_ns`.
+    """
 
     index: int
     due_ns: int
@@ -35,13 +38,19 @@ class Call(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
     #: Hang up after this many deliveries; None: never.
     cancel_after: int | None = None
+    #: Hang up so long after sending; None: never.
+    cancel_ns: int | None = None
+    #: The index of the call that this one follows, which must come before it; None: it follows none.
+    after: int | None = None
+    delay_ns: int = 0
 
 
 class Reply(msgspec.Struct):
     """What became of a call. Times are ns after the start of the run."""
 
     index: int
-    #: When it was to be sent: its arrival, or when a slot became free if that was later.
+    #: When it was to be sent: its arrival (or its delay after the call it follows), or when a slot became free if
+    #: that was later.
     due_ns: int
     sent_ns: int = 0
     end_ns: int = 0
@@ -78,6 +87,10 @@ class Client:
         self._on_done = on_done
         self._open: set[asyncio.Task[None]] = set()
         self._sender: asyncio.Task[None] | None = None
+        #: Index of a call -> when it was over, in ns; cancelled if it is never sent.
+        self._over: dict[int, asyncio.Future[int]] = {}
+        #: A slot is the time since when it has been free, in ns; None: there is no limit.
+        self._slots: asyncio.Queue[int] | None = None
         self.start_ns = 0
         self.replies: list[Reply] = []
         #: How late each tick of a 10 ms timer was, in ns.
@@ -118,40 +131,67 @@ class Client:
         return time.perf_counter_ns() - self.start_ns
 
     async def _send_all(self, calls: Iterable[Call], limit_ns: int | None) -> None:
-        # A slot is the time since when it has been free.
-        slots: asyncio.Queue[int] | None = None
         if self._max_concurrency is not None:
-            slots = asyncio.Queue()
+            self._slots = asyncio.Queue()
             for _ in range(self._max_concurrency):
-                slots.put_nowait(0)
+                self._slots.put_nowait(0)
         for call in calls:
-            if (wait_ns := call.due_ns - self._now()) > 0:
-                await asyncio.sleep(wait_ns / 1e9)
-            due_ns = max(call.due_ns, await slots.get()) if slots else call.due_ns
-            if limit_ns is not None and due_ns >= limit_ns:
+            self._over[call.index] = asyncio.get_running_loop().create_future()
+            if call.after is not None:
+                if call.after not in self._over:
+                    raise ValueError(f"call {call.index} follows call {call.after}, which must come before it")
+                self._start(self._follow(call, self._over[call.after], limit_ns))
+                continue
+            due_ns = await self._due(call.due_ns, limit_ns)
+            if due_ns is None:
+                self._over[call.index].cancel()
                 return
-            task = asyncio.create_task(self._one(call, due_ns, slots))
-            self._open.add(task)
-            task.add_done_callback(self._open.discard)
+            self._start(self._one(call, due_ns))
 
-    async def _one(self, call: Call, due_ns: int, slots: asyncio.Queue[int] | None) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
+    async def _follow(self, call: Call, over: asyncio.Future[int], limit_ns: int | None) -> None:
+        await asyncio.wait([over])
+        due_ns = None if over.cancelled() else await self._due(over.result() + call.delay_ns, limit_ns)
+        if due_ns is None:
+            self._over[call.index].cancel()
+        else:
+            await self._one(call, due_ns)
+
+    async def _due(self, due_ns: int, limit_ns: int | None) -> int | None:
+        """Wait until then and for a slot. Returns when both were there; None: later than the run lasts."""
+        if limit_ns is not None and due_ns >= limit_ns:
+            return None
+        if (wait_ns := due_ns - self._now()) > 0:
+            await asyncio.sleep(wait_ns / 1e9)
+        if self._slots is None:
+            return due_ns
+        free_ns = await self._slots.get()
+        if limit_ns is not None and free_ns >= limit_ns:
+            self._slots.put_nowait(free_ns)
+            return None
+        return max(due_ns, free_ns)
+
+    async def _one(self, call: Call, due_ns: int) -> None:
         reply = Reply(index=call.index, due_ns=due_ns, sent_ns=self._now())
         answer = Answer(self._keep_text)
+        patience = asyncio.timeout(_patience_s(call))
         try:
-            async with asyncio.timeout(GIVE_UP_S if call.cancel_after == 0 else None):
+            async with patience:
                 await self._exchange(call, reply, answer)
         except ServerError as error:
             reply.outcome, reply.error = outcome_of(error.code, str(error)), str(error)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             reply.error = f"{type(error).__name__}: {error}"
-            if isinstance(error, TimeoutError) and call.cancel_after == 0:
+            if patience.expired():
                 reply.outcome, reply.error = "cancelled", ""
         except asyncio.CancelledError:
             reply.outcome = "cancelled"
         finally:
             self._close(reply, answer)
-            if slots:
-                slots.put_nowait(reply.end_ns)
 
     async def _exchange(self, call: Call, reply: Reply, answer: Answer) -> None:
         async with self._session.post(self._url, data=call.body, headers=call.headers) as response:
@@ -175,6 +215,9 @@ class Client:
         if answer.usage is not None:
             reply.prompt_tokens = answer.usage.prompt_tokens
         self.replies.append(reply)
+        self._over[reply.index].set_result(reply.end_ns)
+        if self._slots is not None:
+            self._slots.put_nowait(reply.end_ns)
         self._on_done(reply)
 
     async def _probe(self) -> None:
@@ -182,6 +225,12 @@ class Client:
             before_ns = self._now()
             await asyncio.sleep(PROBE_S)
             self.loop_lag_ns.append(self._now() - before_ns - int(PROBE_S * 1e9))
+
+
+def _patience_s(call: Call) -> float | None:
+    if call.cancel_after == 0:
+        return GIVE_UP_S
+    return None if call.cancel_ns is None else call.cancel_ns / 1e9
 
 
 def outcome_of(status: int, message: str) -> str:

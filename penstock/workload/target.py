@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 
 from penstock.workload.prompts import WORDS
-from penstock.workload.trace import Request, scale_lengths
+from penstock.workload.request import Request
+from penstock.workload.trace import scale_lengths
 
 PROBE_S_MAX = 60.0
 _TEXT = " ".join(WORDS)
@@ -53,11 +54,15 @@ class Target:
         return [self.ids[s] for s in symbols] if self.ids else " ".join(WORDS[s] for s in symbols)
 
     def body(self, request: Request, prompt: str | list[int], extra: Json) -> bytes:
-        """A streaming request as JSON; `extra` goes in as it is."""
+        """A streaming request as JSON; `extra` goes in as it is.
+
+        The limit is the request's own, unless the answer is to have exactly the length given (`ignore_eos`).
+        """
         said: Json = {"messages": [{"role": "user", "content": prompt}]} if self.chat else {"prompt": prompt}
         if request.priority is not None:
             said["priority"] = request.priority
-        said |= {"model": self.model, "max_tokens": request.output_tokens, "stream": True}
+        limit = request.output_tokens if extra.get("ignore_eos") else request.limit_tokens or request.output_tokens
+        said |= {"model": request.adapter or self.model, "max_tokens": limit, "stream": True}
         return json.dumps(said | {"stream_options": {"include_usage": True}} | extra).encode()
 
     def request_headers(self, request: Request) -> dict[str, str]:
