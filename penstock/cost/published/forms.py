@@ -65,15 +65,14 @@ class Formula(Cost, frozen=True):
         """See `StepCost`."""
         return _whole(self.duration_ns(*_counts(features)))
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> list[int]:
+    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
         """See `StepCost`."""
         tokens, squares, prompts, decodes, context = _counts(first)
         steps = np.arange(count, dtype=np.int64)
         ns = self.duration_ns(
             tokens, squares + 2 * (growth - decodes) * steps, prompts, decodes, context + decodes * steps
         )
-        whole: list[int] = np.maximum(np.rint(np.broadcast_to(ns, count)), 1).astype(np.int64).tolist()
-        return whole
+        return np.maximum(np.rint(np.broadcast_to(ns, count)), 1).astype(np.int64)
 
 
 def _counts(features: Features) -> tuple[int, int, int, int, int]:
@@ -204,6 +203,6 @@ class Table(Cost, frozen=True):
         before = table[-2] if len(table) > 1 else 0.0
         return _whole(table[-1] + (table[-1] - before) * (batch - len(table)))
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> list[int]:
+    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
         """See `StepCost`: a batch that stays the same takes the same time."""
-        return [self.step_ns(first)] * count
+        return np.full(count, self.step_ns(first), np.int64)
