@@ -6,6 +6,8 @@ such that the first few are spread over the whole: whoever stops early can still
 
 from collections.abc import Iterable, Sequence
 
+from penstock.core.step import Features
+
 #: Jobs, positions before the step, positions in it; of one position is decoding.
 Group = tuple[int, int, int]
 Step = tuple[Group, ...]
@@ -51,6 +53,14 @@ def steps(name: str, tokens_max: int) -> list[Step]:
 def size(step: Step) -> int:
     """Positions that the step executes."""
     return sum(jobs * count for jobs, _, count in step)
+
+
+def features(step: Step) -> Features:
+    """What `core.step.features` says of the plan."""
+    area = sum(jobs * (count * start + count * (count + 1) // 2) for jobs, start, count in step)
+    decodes = sum(jobs for jobs, _, count in step if count == 1)
+    context = sum(jobs * (start + 1) for jobs, start, count in step if count == 1)
+    return Features(size(step), area, decodes, context, sum(jobs for jobs, _, count in step if count > 1))
 
 
 def said(step: Step) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from penstock.core.step import Features, repeated
+from penstock.core.step import Features
 from penstock.cost.base import Cost
 
 #: From so many repeated steps on, arrays are quicker than a loop.
@@ -78,10 +78,10 @@ class Piecewise(Cost, frozen=True):
         ns = round(fixed + self.prompt_context * (context - decode_context) + read)
         return ns if ns > 0 else 1
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> list[int]:
+    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
         """See `StepCost`. The operations and their order are those of `step_ns`, so the numbers are the same."""
         if count < _MANY:
-            return [self.step_ns(features) for features in repeated(first, growth, count)]
+            return Cost.steps_ns(self, first, growth, count)
         contexts = self.contexts
         fixed = self.rows.at(first.new)
         fixed += self.decodes.at(first.decodes)
@@ -93,8 +93,7 @@ class Piecewise(Cost, frozen=True):
         read = values[k] + slopes[k] * (decode_context - knots[k])
         area = first.new_context + at * growth - decode_context
         ns = np.rint(fixed + self.prompt_context * area + read)
-        whole: list[int] = np.maximum(ns, 1).astype(np.int64).tolist()
-        return whole
+        return np.maximum(ns, 1).astype(np.int64)
 
 
 class Knots(msgspec.Struct, frozen=True):
