@@ -72,7 +72,8 @@ class Formula(Cost, frozen=True):
         ns = self.duration_ns(
             tokens, squares + 2 * (growth - decodes) * steps, prompts, decodes, context + decodes * steps
         )
-        return np.maximum(np.rint(np.broadcast_to(ns, count)), 1).astype(np.int64)
+        whole: npt.NDArray[np.int64] = np.maximum(np.rint(np.broadcast_to(ns, count)), 1).astype(np.int64)
+        return whole
 
 
 def _counts(features: Features) -> tuple[int, int, int, int, int]:
