@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from penstock.cli import judge, sweep
+from penstock.cli import judge, latency, sweep
 from penstock.core.slo import Slo
 from penstock.metrics import plot, report, result
 from penstock.metrics.idle import Idle
@@ -35,19 +35,18 @@ ENDPOINTS = {"openai": "/v1/completions", "vllm": "/v1/completions", "openai-cha
 COUNT = 1000
 #: Up to so many prompt tokens in all, requests are written before the run, else each just before it is sent.
 TOKENS_AHEAD_MAX = 4_000_000
-#: What the client may be late by before its numbers are put in doubt.
-LATE_MS = 10.0
 #: Prompts that are sent outside the run come from another seed, so that they leave nothing useful in a cache.
 OTHER_SEED = 1_000_003
 CALIBRATION_TOKENS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="bench_verb", required=True, metavar="serve|sweep|report")
+    verbs = parser.add_subparsers(dest="bench_verb", required=True, metavar="serve|sweep|latency|report")
     serve_arguments(
         verbs.add_parser("serve", help="load a running server and report latencies, throughput and goodput")
     )
     sweep.add_arguments(verbs.add_parser("sweep", help="a run for each rate of a grid, live or simulated; resumable"))
+    latency.add_arguments(verbs.add_parser("latency", help="time a model in this process, without a server"))
     again = verbs.add_parser("report", help="print the report of saved runs, judged by another SLO if one is given")
     again.add_argument(
         "results", nargs="+", metavar="FILE|DIR|LABEL=DIR", help="what --save-result or `bench sweep` wrote"
@@ -70,7 +69,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """0 if any request succeeded; 1 if none did, or the run could not begin; 130 if stopped before it did."""
     try:
-        return {"serve": serve, "sweep": sweep.main, "report": _report}[args.bench_verb](args)
+        return {"serve": serve, "sweep": sweep.main, "latency": latency.main, "report": _report}[args.bench_verb](args)
     except KeyboardInterrupt:
         return 130
     except (NoServer, ValueError, OSError) as error:
@@ -423,8 +422,8 @@ def _lateness_said(late: dict[str, Dist | None]) -> list[str]:
         if dist := late.get(name):
             at = dist.percentiles_ms
             said.append(f"{words} {at[50.0]:.2f} ms (median), {at[99.0]:.2f} ms (P99), {dist.max_ms:.2f} ms (max).")
-    if any(dist and dist.percentiles_ms[99.0] > LATE_MS for dist in late.values()):
-        said.append(f"WARNING: the client was more than {LATE_MS:g} ms late; latencies may be its own.")
+    if any(dist and dist.percentiles_ms[99.0] > judge.LATE_MS for dist in late.values()):
+        said.append(f"WARNING: the client was more than {judge.LATE_MS:g} ms late; latencies may be its own.")
     return said
 
 

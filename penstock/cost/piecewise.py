@@ -93,7 +93,8 @@ class Piecewise(Cost, frozen=True):
         read = values[k] + slopes[k] * (decode_context - knots[k])
         area = first.new_context + at * growth - decode_context
         ns = np.rint(fixed + self.prompt_context * area + read)
-        return np.maximum(ns, 1).astype(np.int64)
+        whole: npt.NDArray[np.int64] = np.maximum(ns, 1).astype(np.int64)
+        return whole
 
 
 class Knots(msgspec.Struct, frozen=True):
