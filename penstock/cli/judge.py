@@ -12,6 +12,8 @@ from penstock.metrics.curves import Judged, Point, Series
 from penstock.metrics.layout import Cell
 
 TARGET = 0.9
+#: What the client may be late by at P99 before its numbers are put in doubt.
+LATE_MS = 10.0
 
 
 def judging_arguments(group: Any) -> None:
@@ -83,14 +85,15 @@ def conclude(sources: Sequence[Source], asked: Terms, args: argparse.Namespace, 
     """Print, write and draw. 0 unless a run could not be judged or `failed` has lines, which become rows."""
     if args.plot:
         plot.check()
-    judged, lines = [], list(failed)
+    judged, lines, late = [], list(failed), []
     terms = _common(sources, asked)
     for source in sources:
-        found, wrong = _judge(source, terms)
+        found, wrong, doubtful = _judge(source, terms)
         judged += found
         lines += wrong
+        late += doubtful
     scales, target = terms.scales or [], terms.target or TARGET
-    print(curve_table.render(judged, target, scales, lines))
+    print(curve_table.render(judged, target, scales, lines, _lateness_said(late)))
     if judged and args.csv:
         curve_table.write_csv(judged, args.csv)
         print(f"The table is in {args.csv}")
@@ -110,10 +113,13 @@ def _common(sources: Sequence[Source], asked: Terms) -> Terms:
     return terms[0]
 
 
-def _judge(source: Source, terms: Terms) -> tuple[list[Series], list[str]]:
-    """The curves of a source, and a line for each run that cannot be judged. One file is in memory at a time."""
+def _judge(source: Source, terms: Terms) -> tuple[list[Series], list[str], list[str]]:
+    """The curves of a source; a line for each run that cannot be judged; runs whose client was late.
+
+    One file is in memory at a time.
+    """
     runs: dict[tuple[Slo, Cell], list[tuple[int, Judged]]] = {}
-    wrong = []
+    wrong, late = [], []
     for path in source.paths:
         try:
             saved = result.load(path)
@@ -122,6 +128,8 @@ def _judge(source: Source, terms: Terms) -> tuple[list[Series], list[str]]:
             for slo in slos:
                 one = curves.judge(saved.records, slo, terms.scales or [], **(terms.warmup or {}))
                 runs.setdefault((slo, cell), []).append((repeat, one))
+            if any(dist and dist.percentiles_ms[99.0] > LATE_MS for dist in saved.client.values()):
+                late.append(" ".join(filter(None, [source.label, cell.name, f"repeat {repeat}"])))
         except (ValueError, OSError) as error:
             said = str(error)
             wrong.append(said if str(path) in said else f"{path}: {said}")
@@ -129,7 +137,15 @@ def _judge(source: Source, terms: Terms) -> tuple[list[Series], list[str]]:
     for (slo, cell), members in runs.items():
         ordered = tuple(one for _, one in sorted(members, key=lambda member: member[0]))
         points.setdefault(slo, []).append(Point(cell, ordered))
-    return [one for slo, members in points.items() for one in curves.series(source.label, slo, members)], wrong
+    found = [one for slo, members in points.items() for one in curves.series(source.label, slo, members)]
+    return found, wrong, late
+
+
+def _lateness_said(late: Sequence[str]) -> list[str]:
+    if not late:
+        return []
+    named = "; ".join(late[:4]) + (f" and {len(late) - 4} more" if len(late) > 4 else "")
+    return [f"WARNING: the client was more than {LATE_MS:g} ms late (P99); latencies may be its own: {named}."]
 
 
 def _share(text: str) -> float:

@@ -21,8 +21,17 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
-def render(curves: Sequence[Series], target: float, scales: Sequence[float] = (), failed: Sequence[str] = ()) -> str:
-    """For each SLO its cells, its crossings and, where scales are given, what is attained at each; then what failed."""
+def render(
+    curves: Sequence[Series],
+    target: float,
+    scales: Sequence[float] = (),
+    failed: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """For each SLO its cells, its crossings and, where scales are given, what is attained at each; then what failed.
+
+    `notes` are lines to go below it all.
+    """
     lines: list[str] = []
     for slo in dict.fromkeys(one.slo for one in curves):
         chosen = [one for one in curves if one.slo == slo]
@@ -33,8 +42,8 @@ def render(curves: Sequence[Series], target: float, scales: Sequence[float] = ()
         lines += [f"{one.label or 'all cells':<{_CELL}}{_rate_said(one, target)}" for one in chosen]
         lines += _scale_table(chosen, target, sorted(scales, reverse=True)) if scales else []
     lines += [_heading("Failed"), *failed] if failed else []
-    notes = _notes([point for one in curves for point in one.points])
-    return "\n".join([*lines, "-" * _WIDTH, *notes, "=" * _WIDTH])
+    explained = _notes([point for one in curves for point in one.points])
+    return "\n".join([*lines, "-" * _WIDTH, *explained, *notes, "=" * _WIDTH])
 
 
 def write_csv(curves: Iterable[Series], path: str) -> None:
