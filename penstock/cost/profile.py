@@ -20,6 +20,7 @@ from typing import Self
 import msgspec
 
 from penstock.core.step import Features
+from penstock.cost import grid
 from penstock.cost.grid import Step
 
 VERSION = 1
@@ -223,11 +224,8 @@ class Profile:
         with self._errors():
             rows = self._db.execute(query, (setup,)).fetchall()
         try:
-            return [
-                (msgspec.json.decode(row[0], type=Step), msgspec.convert(row[1:6], Features), row[6], _positive(row[7]))
-                for row in rows
-            ]
-        except (msgspec.DecodeError, TypeError) as error:
+            return [_repeat(row) for row in rows]
+        except (msgspec.DecodeError, ValueError) as error:
             raise ValueError(f"{self.path} is damaged: {error}") from None
 
     def _totals(self) -> tuple[int, int]:
@@ -237,7 +235,13 @@ class Profile:
         return points, repeats
 
 
-def _positive(ns: object) -> int:
+def _repeat(row: tuple[str, int, int, int, int, int, float, int]) -> tuple[Step, Features, float, int]:
+    """A row of the file, checked: files come from other people too."""
+    text, *values, at_s, ns = row
+    step = msgspec.json.decode(text, type=Step)
+    found = grid.features(step)
+    if tuple(values) != msgspec.structs.astuple(found) or found.new < 1:
+        raise ValueError(f"the step {text} cannot have the features {values}")
     if not isinstance(ns, int) or ns < 1:
-        raise TypeError(f"a time of {ns!r} ns")
-    return ns
+        raise ValueError(f"a time of {ns!r} ns")
+    return step, found, at_s, ns
