@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 BANDWIDTH_SHARE = 0.8
 #: From the end of a stage to the start of the next, beside the bytes.
 SEND_NS = 10_000
-#: Contexts at which attention's straight pieces meet: the measured ones, and so many between two of them.
+#: Prompts' attention is straight between this many points from one measured length to the next; decodes' between the
+#: measured contexts, which is nearer to contexts left out than any curve through the utilisations.
 _BETWEEN = 4
 #: Shorter runs of steps than this are quicker one by one.
 _VECTOR_STEPS = 8
@@ -136,6 +137,7 @@ class _Rank:
         self._output = self._kernels.gemm(-(-shape.vocab // cost.tp), shape.hidden)
         self._bandwidth = self._hardware.bandwidth * BANDWIDTH_SHARE / 1e9
         self._kv_ns = 2 * self._kv_heads * shape.head_dim * shape.dtype_bytes / self._bandwidth
+        self._lengths = between(self._kernels.nodes("prefill", shape.head_dim))
         self._linear: dict[int, float] = {}
         self._stages_ns: dict[int, float] = {}
         self._outputs: dict[int, float] = {}
@@ -207,7 +209,7 @@ class _Rank:
         """Attention of so many decodes over the sum of their contexts."""
         line = self._decodes.get(decodes)
         if line is None:
-            contexts = self._knots("decode")
+            contexts = self._kernels.nodes("decode", self._shape.head_dim)
             ns = self._kernels.decode_ns(decodes, contexts, self._heads, self._kv_heads, self._shape.head_dim)
             line = self._decodes[decodes] = _Line(np.append(0.0, decodes * contexts), np.append(ns[0], ns))
         return line
@@ -216,17 +218,11 @@ class _Rank:
         """Attention of so many prompts over the sum of their areas."""
         line = self._prompts.get(prompts)
         if line is None:
-            lengths = self._knots("prefill")
+            lengths = self._lengths
             ns = self._kernels.prefill_ns(prompts, lengths, self._heads, self._kv_heads, self._shape.head_dim)
             areas = prompts * lengths * (lengths + 1) / 2
             line = self._prompts[prompts] = _Line(np.append(0.0, areas), np.append(ns[0], ns))
         return line
-
-    def _knots(self, name: str) -> Array:
-        nodes = self._kernels.nodes(name, self._shape.head_dim)
-        steps = np.arange(_BETWEEN) / _BETWEEN
-        inner = (nodes[:-1, None] * (nodes[1:] / nodes[:-1])[:, None] ** steps).ravel()
-        return np.append(inner, nodes[-1])
 
 
 def matrices(shape: Shape, tp: int) -> list[tuple[int, int]]:
@@ -238,6 +234,13 @@ def matrices(shape: Shape, tp: int) -> list[tuple[int, int]]:
         ((2 if shape.gated else 1) * intermediate, shape.hidden),
         (shape.hidden, intermediate),
     ]
+
+
+def between(nodes: Array) -> Array:
+    """The nodes, and some evenly in proportion between two of them."""
+    steps = np.arange(_BETWEEN) / _BETWEEN
+    inner = (nodes[:-1, None] * (nodes[1:] / nodes[:-1])[:, None] ** steps).ravel()
+    return np.append(inner, nodes[-1])
 
 
 def small_kernel_bytes(shape: Shape, tp: int) -> int:

@@ -23,7 +23,7 @@ Array = npt.NDArray[np.float64]
 #: With this many KV heads and more, so many more KV heads are so much more batch: they are independent work.
 KV_HEADS_MEASURED = 2
 #: Likewise the heads of prompts beyond the last of these. Fewer than the first take as long as the first.
-HEADS_MEASURED = (4, 8, 32)
+HEADS_MEASURED = (4, 8, 32, 64)
 _FOLDER = Path(__file__).parent / "data"
 
 
