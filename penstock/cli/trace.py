@@ -176,7 +176,7 @@ def render(said: Description, title: str) -> str:
     lines += [_row(label, value) for label, value in _counts(said)]
     lines += [
         _heading("Lengths"),
-        f"{'tokens':<14}" + "".join(f"{n:>11}" for n in ("mean", "P50", "P90", "P99", "max")),
+        f"{'tokens':<17}" + "".join(f"{n:>11}" for n in ("mean", "P50", "P90", "P99", "max")),
     ]
     lines += [_spread(name, spread) for name, spread in _lengths(said)]
     lines += [_heading("Shared prefixes"), *(_row(label, value) for label, value in _sharing(said))]
@@ -258,7 +258,7 @@ def _row(label: str, value: Any) -> str:
 
 def _spread(name: str, spread: Spread) -> str:
     values = (f"{spread.mean:,.1f}", *(f"{v:,.0f}" for v in (spread.p50, spread.p90, spread.p99, spread.max)))
-    return f"{name:<14}" + "".join(f"{value:>11}" for value in values)
+    return f"{name:<17}" + "".join(f"{value:>11}" for value in values)
 
 
 def _number(value: float | None) -> str:

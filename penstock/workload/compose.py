@@ -65,8 +65,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         if self.arrival == "diurnal":
             if self.trough is None or self.peak is None or self.rate is not None:
                 raise ValueError("diurnal arrivals need --trough and --peak (requests/s), and no --rate")
-        elif self.rate is None or not 0 < self.rate < float("inf") or self.arrival in ("closed", "trace"):
-            raise ValueError(f"{self.arrival} arrivals need a --rate (requests/s) above 0; closed ones have no times")
+        elif self.rate is None or not 0 < self.rate < float("inf"):
+            raise ValueError(f"{self.arrival} arrivals need a --rate above 0 (requests/s)")
         for share in (self.cancel_share, self.priority_share):
             if not 0 <= share <= 1:
                 raise ValueError(f"the share {share:g} must be from 0 to 1")

@@ -57,9 +57,14 @@ def one(spec: str, count: int, seed: int = 0, *, stream: int = 8) -> Tokens:
         return _JOINT[name](rest, count, seed)[1]
     if name not in _SINGLE:
         raise ValueError(f"lengths {spec!r}: write {_FORMS}")
+    law, least, most = _SINGLE[name]
+    args = rest.split(":")
     try:
-        return _SINGLE[name](rest.split(":"), count, np.random.default_rng([seed, stream]))
-    except (ValueError, IndexError) as error:
+        if not least <= len(args) <= most:
+            takes = f"{least} to {most} parts" if most > least else f"{least} part{'s' * (least > 1)}"
+            raise ValueError(f"{name} takes {takes} after its name")
+        return law(args, count, np.random.default_rng([seed, stream]))
+    except ValueError as error:
         raise ValueError(f"lengths {spec!r}: {error}; write {_FORMS}") from None
 
 
@@ -172,8 +177,6 @@ def _bounds(text: str) -> tuple[int, int]:
 
 
 def _cap(args: list[str]) -> int | None:
-    if len(args) > 1:
-        raise ValueError(f"{':'.join(args[1:])!r} is too much")
     return _tokens(args[0]) if args else None
 
 
@@ -183,12 +186,13 @@ def _table(tokens: int) -> int:
     return tokens
 
 
-_SINGLE: dict[str, Callable[[list[str], int, _Rng], Tokens]] = {
-    "fixed": _fixed,
-    "uniform": _uniform,
-    "zipf": _zipf,
-    "powerlaw": _powerlaw,
-    "lognormal": _lognormal,
+#: name -> (law, the fewest parts after the name, the most)
+_SINGLE: dict[str, tuple[Callable[[list[str], int, _Rng], Tokens], int, int]] = {
+    "fixed": (_fixed, 1, 1),
+    "uniform": (_uniform, 1, 1),
+    "zipf": (_zipf, 2, 3),
+    "powerlaw": (_powerlaw, 2, 2),
+    "lognormal": (_lognormal, 2, 3),
 }
 _JOINT: dict[str, Callable[[str, int, int], tuple[Tokens, Tokens]]] = {
     "trace": _trace,

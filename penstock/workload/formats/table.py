@@ -119,7 +119,7 @@ def _clock() -> Callable[[str], float]:
         try:
             return _finite(text)
         except ValueError:
-            moment = datetime.fromisoformat(text)
+            moment = _moment(text)
             first = first or moment
             return (moment - first).total_seconds()
 
@@ -129,5 +129,12 @@ def _clock() -> Callable[[str], float]:
 def _finite(text: str) -> float:
     number = float(text)
     if not isfinite(number):
-        raise ValueError(f"{text!r} is no time")
+        raise ValueError
     return number
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"the time {text!r} is neither seconds nor a date and time") from None
