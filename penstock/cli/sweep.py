@@ -239,7 +239,7 @@ def _check_folder(plan: _Plan, only: str, fresh: bool) -> None:
 def _run_all(plan: _Plan, missing: Sequence[tuple[Cell, int]], quiet: bool) -> list[str]:
     """Run them; returns a line for each that failed."""
     failed = []
-    shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    shape = "{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
     total = sum(plan.weight(cell) for cell, _ in missing)
     with tqdm(total=total, bar_format=shape, smoothing=0, disable=quiet or not missing or None) as bar:
         for number, (cell, repeat) in enumerate(missing, 1):

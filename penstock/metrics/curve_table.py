@@ -7,12 +7,12 @@ from typing import Any
 from penstock.metrics.confidence import Interval
 from penstock.metrics.curves import Point, Series, crossing
 
+_CELL = 28
 _HEAD = (
-    f"{'':<30}{'':>9}{'no':>8}{'attained':>22}{'goodput':>18}{'TTFT (ms)':>20}{'TPOT (ms)':>20}",
-    f"{'cell':<30}{'requests':>9}{'answer':>8}{'%':>22}{'req/s':>18}" + f"{'median':>10}{'P99':>10}" * 2,
+    f"{'':<{_CELL}}{'':>9}{'no':>7}{'attained':>21}{'goodput':>16}{'TTFT (ms)':>18}{'TPOT (ms)':>18}",
+    f"{'cell':<{_CELL}}{'requests':>9}{'answer':>7}{'%':>21}{'req/s':>16}" + f"{'median':>9}{'P99':>9}" * 2,
 )
 _WIDTH = len(_HEAD[1])
-_CELL = 30
 
 CSV_COLUMNS = (
     "label", "slo", "slo_scale", "rate_req_per_s", "cv", "num_prompts", "repeats", "requests", "unanswered",
@@ -35,7 +35,7 @@ def render(
     lines: list[str] = []
     for slo in dict.fromkeys(one.slo for one in curves):
         chosen = [one for one in curves if one.slo == slo]
-        lines += [f" {slo or 'Each request by its own SLO'} ".center(_WIDTH, "="), *_HEAD]
+        lines += [f" {f'SLO {slo}' if slo else 'Each request by its own SLO'} ".center(_WIDTH, "="), *_HEAD]
         for one in chosen:
             lines += [_heading(one.label)] * bool(one.label) + [_row(point) for point in one.points]
         lines.append(_heading(f"Highest request rate with {100 * target:g} % attained"))
@@ -92,9 +92,9 @@ def _scale_table(chosen: Sequence[Series], target: float, scales: Sequence[float
 def _row(point: Point) -> str:
     times = [point.latency_ms(name, percentile) for name in ("ttft", "tpot") for percentile in (50.0, 99.0)]
     return (
-        f"{point.cell.name:<{_CELL}}{_requests(point.requests):>9}{point.unanswered:>8}"
-        f"{_attained(point):>22}{_plus_minus(point.goodput_per_s, 3):>18}"
-        + "".join(f"{'-' if ms is None else f'{ms:,.1f}':>10}" for ms in times)
+        f"{point.cell.name:<{_CELL}}{_requests(point.requests):>9}{point.unanswered:>7}"
+        f"{_attained(point):>21}{_plus_minus(point.goodput_per_s, 3):>16}"
+        + "".join(f"{'-' if ms is None else f'{ms:,.1f}':>9}" for ms in times)
     )
 
 

@@ -145,7 +145,7 @@ def test_table_csv_and_picture(tmp_path: Path, repeats: int) -> None:
     assert [line.split()[0] for line in lines if line.startswith("rate=")] == ["rate=1", "rate=2", "rate=4"] * 2 + [
         "rate=8"
     ]
-    assert {len(line) for line in lines if line.startswith(("=", "-"))} == {127}
+    assert {len(line) for line in lines if line.startswith(("=", "-"))} == {117}
     curve_table.write_csv(found, str(tmp_path / "t.csv"))
     rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert [(row["rate_req_per_s"], row["slo_scale"]) for row in rows[:3]] == [("1", "2.0"), ("1", "1.0"), ("1", "0.4")]
