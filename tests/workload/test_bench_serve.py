@@ -13,6 +13,8 @@ from fake_openai import FakeServer, Script
 
 from penstock.cli import bench
 from penstock.metrics import result
+from penstock.workload import trace
+from penstock.workload.request import Request
 
 
 class Threaded:
@@ -189,3 +191,22 @@ def test_bad_values(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("serve", *flags.split())
     assert flags.split()[0] in capsys.readouterr().err
+
+
+def test_turns_and_patience_of_a_trace(server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    requests = [
+        Request(arrival_s=0.0, prompt_tokens=5, output_tokens=20, session="a"),
+        Request(arrival_s=0.0, prompt_tokens=5, output_tokens=500, cancel_s=0.1),
+        Request(
+            arrival_s=0.0, prompt_tokens=5, output_tokens=3, session="a", think_s=0.05, limit_tokens=4, adapter="sql"
+        ),
+    ]
+    trace.save(requests, path)
+    flags = f"--dataset-name trace --dataset-path {path} --num-warmups 1 --save-result --result-dir {tmp_path}"
+    assert serve(server, *flags.split(), "--result-filename", "r.json") == 0
+    first, gone, second = sorted(result.load(tmp_path / "r.json").records, key=lambda r: r.id)
+    assert [r.outcome for r in (first, gone, second)] == ["completed", "cancelled", "completed"]
+    assert second.scheduled_ns == first.end_ns + 50_000_000
+    assert 0.1e9 <= gone.end_ns - gone.sent_ns < 0.9e9
+    assert (server.bodies[-1]["max_tokens"], server.bodies[-1]["model"]) == (4, "sql")
