@@ -25,6 +25,7 @@ from penstock.api.server import serve
 from penstock.cli.engine_flags import engine_arguments, engine_options
 from penstock.core.batch import Limits
 from penstock.core.slo import Slo
+from penstock.cost import named
 from penstock.drivers.home import Home, HomeConfig, Unavailable
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.hub import DEMO, resolve
@@ -62,6 +63,8 @@ def _scheduler_arguments(group: Any) -> None:
     group.add_argument("--max-num-batched-tokens", type=int, help="tokens in one step")
     group.add_argument("--max-num-queued-reqs", type=int, default=1024, help="requests that wait; more get 429")
     group.add_argument("--pipeline-depth", type=int, default=1, help="steps in flight")
+    group.add_argument("--cost", help="what steps cost, for policies that reckon: a file of `penstock fit`, or a name")
+    group.add_argument("--no-correction", action="store_true", help="what steps take does not correct what they cost")
     group.add_argument("--record", default="", help="file for the log of the scheduler, for `penstock replay`")
 
 
@@ -106,6 +109,8 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
         limits=limits,
         depth=args.pipeline_depth,
         record=args.record,
+        cost=named.resolve(args.cost).cost if args.cost else None,
+        correct=not args.no_correction,
     )
 
 

@@ -13,6 +13,7 @@ import msgspec
 from penstock.core.commands import Bind, InstanceCommand, Release
 from penstock.core.job import Job
 from penstock.core.pages import Pages
+from penstock.core.predict import Predictor
 from penstock.core.step import Slice
 
 #: How jobs are ordered while they wait, a total order.
@@ -58,6 +59,7 @@ class Batch:
         pages: Pages,
         limits: Limits,
         stages: int = 1,
+        predictor: Predictor | None = None,
     ) -> None:
         self._running = running
         #: More than one: steps in flight have no job in common, and each takes its part of those that run.
@@ -66,6 +68,8 @@ class Batch:
         self._settling = settling
         self.pages = pages
         self.limits = limits
+        #: How long steps should take; None: nobody knows.
+        self.predictor = predictor
         #: Positions that the step may still take.
         self.budget = limits.max_num_batched_tokens
         #: What has been granted, in order, and to whom: two parallel lists.

@@ -20,7 +20,8 @@ from penstock.core.commands import End, Evict, InstanceCommand, Release, Report,
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Load, Named, StepDone, StepFailed, Submitted
 from penstock.core.job import NEVER, Job
 from penstock.core.pages import Pages
-from penstock.core.step import Slice, StepPlan
+from penstock.core.predict import Predictor
+from penstock.core.step import NO_FEATURES, Slice, StepPlan, features
 
 #: Fills the batch; the second argument is now, in ns.
 Compose = Callable[[Batch, int], None]
@@ -38,12 +39,14 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: Pipeline stages: with more than one, as many steps are in flight, and they have no job in common.
     stages: int = 1
     limits: Limits = Limits()
+    #: Whether what steps take corrects what a policy's predictor says.
+    correct: bool = True
 
 
 class Step:
     """A step in flight: two parallel lists, the jobs and their slices."""
 
-    __slots__ = ("budget", "jobs", "report", "slices", "stale", "steady")
+    __slots__ = ("budget", "features", "jobs", "report", "slices", "stale", "steady")
 
     def __init__(self, batch: Batch) -> None:
         self.jobs = batch.jobs
@@ -51,6 +54,8 @@ class Step:
         #: Positions that it could have had more.
         self.budget = batch.budget
         self.steady = batch.steady
+        #: As composed, where there is a predictor to learn how long that takes.
+        self.features = features(StepPlan(0, batch.slices)) if batch.predictor is not None else NO_FEATURES
         #: Slices of jobs preempted since: their tokens count, their pages are gone.
         self.stale: dict[Job, Slice] = {}
         self.report: StepDone | StepFailed | None = None
@@ -67,9 +72,12 @@ class Step:
 class Instance:
     """See the module's docstring. Public attributes are for policies, laws and reports to read."""
 
-    def __init__(self, config: InstanceConfig, compose: Compose, order: Order) -> None:
+    def __init__(
+        self, config: InstanceConfig, compose: Compose, order: Order, predictor: Predictor | None = None
+    ) -> None:
         self.config = config
         self.compose = compose
+        self.predictor = predictor
         self.pages = Pages(config.pages, config.page_tokens, config.block_tokens)
         #: Jobs that wait for pages or a seat.
         self.waiting = Waiting(order)
@@ -159,6 +167,8 @@ class Instance:
         while self.steps and (report := (head := next(iter(self.steps.values()))).report) is not None:
             del self.steps[report.seq]
             if isinstance(report, StepDone):
+                if self.predictor is not None and report.took_ns:
+                    self.predictor.learn(head.features, report.took_ns)
                 self._settle(head, report, out)
             else:
                 self._fail(head, report, out)
@@ -245,7 +255,9 @@ class Instance:
         if self._deadlines:
             self._drop_overdue(now, out)
         config = self.config
-        batch = Batch(self.running, self.waiting, self.settling, self.pages, config.limits, config.stages)
+        batch = Batch(
+            self.running, self.waiting, self.settling, self.pages, config.limits, config.stages, self.predictor
+        )
         self.compose(batch, now)
         self.reason = batch.reason
         if batch.commands:
@@ -292,11 +304,13 @@ class Instance:
         """How many steps, the one in flight included, will be composed alike if each is reported done as planned and
         nothing else happens. At least 1.
 
-        That is so while the policy says that it is steady, decoding jobs go on decoding, at most one prompt takes all
-        that is left of the budget, there are pages, no deadline of a waiting job may pass and no report is due.
+        That is so while the policy says that it is steady and nobody predicts, decoding jobs go on decoding, at most
+        one prompt takes all that is left of the budget, there are pages, no deadline of a waiting job may pass and no
+        report is due.
         """
         steps = list(self.steps.values())
-        if len(steps) != 1 or self._depth != 1 or not steps[0].steady or (self._deadlines and self.waiting):
+        unsure = self.predictor is not None or self._depth != 1 or (self._deadlines and self.waiting)
+        if unsure or len(steps) != 1 or not steps[0].steady:
             return 1
         step, most, chunk = steps[0], NEVER, None
         for job, piece in zip(step.jobs, step.slices, strict=True):

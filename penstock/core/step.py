@@ -38,6 +38,9 @@ class Features(msgspec.Struct, frozen=True, array_like=True):
     prompts: int = 0
 
 
+NO_FEATURES = Features(0, 0, 0, 0)
+
+
 def features(plan: StepPlan) -> Features:
     """The features of a plan, in one pass."""
     new = area = decodes = context = prompts = 0

@@ -28,7 +28,7 @@ from penstock.core.commands import Dispatch, Lost, Refuse
 from penstock.core.events import Arrived, ClusterEvent, Ended, Joined, Left, Load, Reported
 from penstock.core.job import JobSpec, Unit
 from penstock.core.slo import Slo
-from penstock.cost.linear import Linear
+from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.keys import block_keys
 from penstock.drivers.log import ClusterEntry, Header, LogWriter
@@ -164,7 +164,7 @@ class Home:
         core = ClusterConfig(policy=worker.policy, max_num_queued=worker.limits.max_num_queued)
         self._core = make_cluster(core)
         self._log = LogWriter(Path(worker.record), Header(cluster=core)) if worker.record else None
-        self._cost: Linear | None = None
+        self._cost: Model | None = None
         #: How the worker before this one ended.
         self._ended = ""
         self._streams: dict[int, Stream] = {}
@@ -338,10 +338,9 @@ class Home:
     def _on_message(self, link: Link, message: m.ToHome) -> None:
         link.heard = time.monotonic()
         match message:
-            case m.Stepped(outputs, load):
+            case m.Stepped(outputs):
                 for epoch, output in outputs:
                     self._deliver(epoch, output)
-                self._on_load(link, load)
             case m.Loaded(load):
                 self._on_load(link, load)
             case m.Failed(job, epoch, outcome, reason):
@@ -365,7 +364,7 @@ class Home:
             return link.kill()
         link.ready = True
         self.info = hello.info
-        self._cost = Linear(*hello.cost)
+        self._cost = hello.cost
         if self.state in ("starting", "restarting"):
             self._set("ready", "")
         self._feed(Joined(link.instance))

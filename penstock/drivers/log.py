@@ -15,6 +15,7 @@ from penstock.core.commands import ClusterCommand, InstanceCommand, Run
 from penstock.core.events import ClusterEvent, InstanceEvent, StepDone, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.step import Features, features
+from penstock.cost.models import Model
 from penstock.policies.bundles import make_cluster, make_instance
 
 FORMAT = 2
@@ -26,6 +27,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     format: int = FORMAT
     instance: InstanceConfig | None = None
     cluster: ClusterConfig | None = None
+    #: What the instance's policy reckons with.
+    predictor: Model | None = None
 
 
 class InstanceEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -109,7 +112,11 @@ class Replay(msgspec.Struct, frozen=True):
 def replay(path: Path) -> Replay:
     """Feed a log to a fresh core of the same configuration; stops at the first difference."""
     header, entries = read(path)
-    core: Any = make_instance(header.instance) if header.instance else make_cluster(header.cluster or ClusterConfig())
+    core: Any = (
+        make_instance(header.instance, header.predictor)
+        if header.instance
+        else make_cluster(header.cluster or ClusterConfig())
+    )
     events = commands = 0
     for entry in entries:
         replayed = core.handle(entry.event, entry.now)

@@ -4,6 +4,7 @@ import msgspec
 
 from penstock.core.events import Load
 from penstock.core.job import JobSpec
+from penstock.cost.models import Model
 from penstock.engine.base import EngineInfo, Output
 from penstock.engine.params import Sampling
 
@@ -47,8 +48,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     instance: int
     pid: int
     info: EngineInfo
-    #: Coefficients of the step cost that the worker measured when it started (see `cost.linear.Linear`).
-    cost: list[float]
+    #: What steps cost: measured when the worker started, or given to it.
+    cost: Model
 
 
 class Starting(msgspec.Struct, frozen=True, array_like=True, tag="starting"):
@@ -67,7 +68,6 @@ class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
     """Tokens of one step, of jobs of this home: (epoch, output)."""
 
     outputs: list[tuple[int, Output]]
-    load: Load
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -80,7 +80,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
-    """The instance's load, where no step brings it."""
+    """The instance's load, where it has changed."""
 
     load: Load
 

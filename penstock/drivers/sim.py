@@ -42,6 +42,7 @@ from penstock.core.instance import Instance, InstanceConfig, Step
 from penstock.core.job import JobSpec, Unit
 from penstock.core.slo import SECOND, Slo
 from penstock.core.step import Features, StepCost, StepPlan, features
+from penstock.cost.models import Model
 from penstock.drivers.link import Link
 from penstock.metrics.record import CANCELLED, COMPLETED, FAILED, REJECTED, Record
 from penstock.policies.bundles import make_cluster, make_instance
@@ -58,6 +59,8 @@ class MemberConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An instance that is simulated."""
 
     instance: InstanceConfig
+    #: What its policy reckons with; None: with what steps do cost.
+    predictor: Model | None = None
     #: Weights that it reads over the link before it is ready, and what else its start takes.
     load_bytes: int = 0
     start_ns: int = 0
@@ -169,7 +172,7 @@ class _Member:
 
     def reset(self) -> None:
         """As it is after a start."""
-        self.core: Instance = make_instance(self.config.instance)
+        self.core: Instance = make_instance(self.config.instance, self.config.predictor or self.cost)
         #: When each step ended, by number.
         self.ends: array[int] = array("q")
         self.flights: deque[_Stretch] = deque()
@@ -465,7 +468,7 @@ class Simulation:
         for number in ended:
             self._close(number, COMPLETED, delay=self._config.delays.token)
             self._cluster.handle(Ended(number), self.now)
-        self._feed(member, StepDone(seq, exceptions))
+        self._feed(member, StepDone(seq, exceptions, self.now - stretch.start))
 
     def _emit(self, job: int, seq: int, count: int = 1) -> _Track:
         track = self._open[job]

@@ -32,6 +32,7 @@ from penstock.core.events import Cancelled, InstanceEvent, Named, StepDone, Step
 from penstock.core.instance import Instance, InstanceConfig
 from penstock.core.step import StepPlan
 from penstock.cost.linear import Linear, fit
+from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.keys import block_keys
 from penstock.drivers.local import carry_out, exceptions
@@ -55,6 +56,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     secret: bytes = b""
     #: Where to record the core's log; "" for nowhere.
     record: str = ""
+    #: What steps cost; None: measured, roughly, at the start.
+    cost: Model | None = None
+    #: Whether what steps take corrects what the policy expects of them.
+    correct: bool = True
 
 
 class Stepped(msgspec.Struct):
@@ -162,7 +167,7 @@ class Tracked:
 class Worker:
     """The core's thread."""
 
-    def __init__(self, config: WorkerConfig, engine: Engine, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, config: WorkerConfig, engine: Engine, cost: Model, socket: zmq.Socket[bytes]) -> None:
         info = engine.info
         core = InstanceConfig(
             policy=config.policy,
@@ -171,12 +176,13 @@ class Worker:
             block_tokens=info.block_tokens,
             depth=config.depth,
             limits=config.limits,
+            correct=config.correct,
         )
         self._config = config
         self._engine = engine
         self._socket = socket
-        self._core: Instance = make_instance(core)
-        self._log = LogWriter(Path(config.record), Header(instance=core)) if config.record else None
+        self._core: Instance = make_instance(core, cost)
+        self._log = LogWriter(Path(config.record), Header(instance=core, predictor=cost)) if config.record else None
         self._tracked: dict[int, Tracked] = {}
         self._woken, wake = os.pipe()
         os.set_blocking(self._woken, False)
@@ -260,7 +266,7 @@ class Worker:
         self._feed(StepDone(done.seq, exceptions(done.outputs), done.took_ns))
         told = [(tracked.epoch, output) for tracked, output in current if output.tokens or output.finish]
         if told:
-            self._send(m.Stepped(told, self._core.load))
+            self._send(m.Stepped(told))
         for tracked, output in current:
             self._name(tracked, output)
 
@@ -285,7 +291,7 @@ class Worker:
 
     def _carry_out(self, command: InstanceCommand) -> None:
         match command:
-            case Report(load) if not self._core.steps:
+            case Report(load):
                 self._send(m.Loaded(load))
             case EndCommand(job, epoch, outcome, reason):
                 self._send(m.Failed(job, epoch, outcome, reason))
@@ -327,13 +333,13 @@ def main() -> None:
     socket.connect(config.address)
     encode = msgspec.msgpack.encode
     try:
-        engine, cost = make_engine(config.engine, lambda text: socket.send(encode(m.Starting(text))))
-        worker = Worker(config, engine, socket)
+        engine, measured = make_engine(config.engine, lambda text: socket.send(encode(m.Starting(text))))
+        cost = config.cost or measured
+        worker = Worker(config, engine, cost, socket)
     except (ValueError, OSError) as error:
         socket.send(encode(m.Refused(str(error))))
         _leave(socket, 3)
-    coefficients = list(msgspec.structs.astuple(cost))
-    socket.send(encode(m.Hello(penstock.__version__, config.instance, os.getpid(), engine.info, coefficients)))
+    socket.send(encode(m.Hello(penstock.__version__, config.instance, os.getpid(), engine.info, cost)))
     threading.Thread(target=worker.run, name="core", daemon=True).start()
     worker.engine_loop.run()
 

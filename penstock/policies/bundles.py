@@ -7,7 +7,9 @@ from penstock.core.batch import Limits, Order
 from penstock.core.cluster import Cluster, ClusterConfig
 from penstock.core.events import Load
 from penstock.core.instance import Compose, Instance, InstanceConfig
-from penstock.policies import fcfs, prefill_first, priority, splitfuse
+from penstock.core.predict import Predictor
+from penstock.core.step import StepCost
+from penstock.policies import fcfs, paced, prefill_first, priority, splitfuse
 from penstock.policies.place import least_loaded
 
 
@@ -20,6 +22,8 @@ class Row:
     order: Order = fcfs.order
     place: Callable[[Load], float] = least_loaded
     limits: Limits = field(default_factory=Limits)
+    #: Whether it asks how long steps will take.
+    predicts: bool = False
 
 
 ROWS: dict[str, Row] = {
@@ -30,6 +34,7 @@ ROWS: dict[str, Row] = {
         splitfuse.splitfuse,
         limits=Limits(max_num_batched_tokens=512),
     ),
+    "paced": Row("prompt chunks as long as the tightest TPOT allows, by prediction", paced.paced, predicts=True),
     "priority": Row("the more urgent first, and it preempts", priority.priority, order=priority.order),
 }
 
@@ -41,10 +46,12 @@ def row(name: str) -> Row:
     return ROWS[name]
 
 
-def make_instance(config: InstanceConfig) -> Instance:
-    """The instance that a configuration describes: live, simulated and replayed ones are all made here."""
+def make_instance(config: InstanceConfig, cost: StepCost | None = None) -> Instance:
+    """The instance that a configuration describes: live, simulated and replayed ones are all made here. `cost` is what
+    the policy reckons with, if it reckons at all; it need not be what steps really cost."""
     chosen = row(config.policy)
-    return Instance(config, chosen.compose, chosen.order)
+    predictor = Predictor(cost, config.correct) if chosen.predicts and cost is not None else None
+    return Instance(config, chosen.compose, chosen.order, predictor)
 
 
 def make_cluster(config: ClusterConfig) -> Cluster:

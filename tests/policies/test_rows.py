@@ -8,6 +8,9 @@ from penstock.core.commands import Bind, Release, Run
 from penstock.core.events import StepDone, Submitted
 from penstock.core.instance import Instance, InstanceConfig
 from penstock.core.job import Job, JobSpec, Unit
+from penstock.core.slo import MS, Slo
+from penstock.core.step import StepPlan, features
+from penstock.cost.linear import Linear
 from penstock.policies.bundles import make_instance, row
 from penstock.policies.splitfuse import peak_pages
 
@@ -15,24 +18,32 @@ from penstock.policies.splitfuse import peak_pages
 class Bench:
     """An instance whose steps are always executed as planned."""
 
-    def __init__(self, policy: str, *, pages: int = 100, seats: int = 10, budget: int = 20) -> None:
+    def __init__(
+        self, policy: str, *, pages: int = 100, seats: int = 10, budget: int = 20, cost: Linear | None = None
+    ) -> None:
         limits = Limits(max_num_seqs=seats, max_num_batched_tokens=budget)
         config = InstanceConfig(policy=policy, pages=pages, page_tokens=4, block_tokens=8, limits=limits)
-        self.instance: Instance = make_instance(config)
+        self.instance: Instance = make_instance(config, cost)
         self.plan: dict[int, int] = {}
         self.preempted: list[int] = []
         self.bound: dict[int, int] = {}
         self._seq = -1
 
-    def submit(self, job: int, prompt: int, new: int, priority: int = 0, keys: tuple[int, ...] = ()) -> None:
+    def submit(
+        self, job: int, prompt: int, new: int, priority: int = 0, keys: tuple[int, ...] = (), slo: str = ""
+    ) -> None:
         unit = Unit("lm", prompt + new - 1)
-        spec = JobSpec(id=job, units=(unit,), known=prompt, arrival=job, priority=priority, keys=keys)
+        spec = JobSpec(
+            id=job, units=(unit,), known=prompt, arrival=job, priority=priority, keys=keys, slo=Slo.parse(slo)
+        )
         self._take(Submitted(spec, 0))
 
-    def step(self) -> dict[int, int]:
-        """Finish the step in flight; the next one as {job: positions}."""
+    def step(self, took: float = 0.0) -> dict[int, int]:
+        """Finish the step in flight, which took so many times what `COST` says; the next one as {job: positions}."""
+        flying = self.instance.steps[self._seq]
+        took_ns = round(took * COST.step_ns(features(StepPlan(0, flying.slices))))
         self.plan = {}
-        self._take(StepDone(self._seq))
+        self._take(StepDone(self._seq, [], took_ns))
         return self.plan
 
     def _take(self, event: Submitted | StepDone) -> None:
@@ -136,3 +147,42 @@ def test_a_prefix_that_was_computed_is_not_computed_again(policy: str) -> None:
 def test_an_unknown_row_is_named_with_those_that_exist() -> None:
     with pytest.raises(ValueError, match=r"fcfs.*priority"):
         row("best")
+
+
+#: 10 ms a step, 1 ms a prompt position, 2 ms a decode.
+COST = Linear(10.0 * MS, 1.0 * MS, 0.0, 2.0 * MS, 0.0)
+
+
+def test_paced_cuts_chunks_so_that_the_step_keeps_the_tightest_tpot() -> None:
+    bench = Bench("paced", budget=40, cost=COST)
+    bench.submit(0, prompt=10, new=50, slo="tpot=30ms")
+    bench.submit(1, prompt=100, new=5, slo="tpot=20ms")
+    assert bench.step() == {0: 1, 1: 30 - 10 - 2}
+    bench.submit(2, prompt=4, new=50, slo="tpot=25ms")
+    for _ in range(5):
+        assert bench.step().get(1, 0) <= 18
+
+
+def test_paced_gives_prompts_their_least_and_is_fcfs_without_a_promise() -> None:
+    hard = Bench("paced", budget=48, cost=COST)
+    hard.submit(0, prompt=10, new=50, slo="tpot=1ms")
+    hard.submit(1, prompt=100, new=5)
+    assert hard.step() == {0: 1, 1: 48 // 16}
+    for free in (Bench("paced", budget=48, cost=COST), Bench("paced", budget=48)):
+        free.submit(0, prompt=10, new=50, slo="" if free.instance.predictor else "tpot=1ms")
+        free.submit(1, prompt=100, new=5)
+        assert free.step() == {0: 1, 1: 47}
+
+
+def test_paced_follows_what_steps_really_take() -> None:
+    """The cost says half of the truth: corrected, chunks shrink; uncorrected, they do not."""
+    chunks = {}
+    for correct in (True, False):
+        bench = Bench("paced", budget=100, cost=COST)
+        assert bench.instance.predictor is not None
+        bench.instance.predictor.corrected = correct
+        bench.submit(0, prompt=10, new=90, slo="tpot=40ms")
+        bench.submit(1, prompt=300, new=5)
+        chunks[correct] = [bench.step(took=2.0)[1] for _ in range(5)]
+    assert chunks[False] == [40 - 10 - 2] * 5
+    assert chunks[True][1:] == [20 - 10 - 2] * 4
