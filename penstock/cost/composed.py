@@ -45,7 +45,8 @@ _VECTOR_STEPS = 8
 
 
 class Composed(Cost, frozen=True, dict=True, kw_only=True):
-    """See the module. Raises ValueError for hardware without a name and for a split that the shape does not allow."""
+    """See the module. Raises ValueError for hardware without a name, for a split that the shape does not allow, and for
+    numbers other than of two bytes."""
 
     #: As in `penstock.cost.hardware`.
     hardware: str
@@ -64,6 +65,8 @@ class Composed(Cost, frozen=True, dict=True, kw_only=True):
     def __post_init__(self) -> None:
         hardwares.named(self.hardware)
         shapes.check_split(self.shape, self.tp, self.pp)
+        if self.shape.dtype_bytes != kernels.DTYPE_BYTES:
+            raise ValueError(f"weights of {self.shape.dtype_bytes} bytes: kernels were measured in bfloat16, so give 2")
         if self.tp > hardwares.NODE_GPUS:
             raise ValueError(f"tp {self.tp} spans nodes, which no table covers: at most {hardwares.NODE_GPUS}, and pp")
 

@@ -20,6 +20,8 @@ from penstock.cost.hardware import Hardware
 
 Array = npt.NDArray[np.float64]
 
+#: All were measured in bfloat16.
+DTYPE_BYTES = 2
 #: With this many KV heads and more, so many more KV heads are so much more batch: they are independent work.
 KV_HEADS_MEASURED = 2
 #: Likewise the heads of prompts beyond the last of these. Fewer than the first take as long as the first.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pickle
 import random
 import sys
 from functools import cache
@@ -146,6 +147,14 @@ def test_a_cost_file_comes_back_as_it_was(tmp_path: Path) -> None:
     assert own.errors["gemm"]["median"] < 0.05
 
 
+def test_a_used_cost_travels_to_another_process() -> None:
+    used = cost("h100", "llama-3.1-70b", 4)
+    took = used.step_ns(decodes(5, 500))
+    sent = pickle.loads(pickle.dumps(used))
+    assert sent == used
+    assert sent.step_ns(decodes(5, 500)) == took
+
+
 def test_what_cannot_be_composed_says_what_to_change() -> None:
     with pytest.raises(ValueError, match="no hardware"):
         compose("b300", "llama-7b")
@@ -153,6 +162,8 @@ def test_what_cannot_be_composed_says_what_to_change() -> None:
         compose("h200", "llama-8b")
     with pytest.raises(ValueError, match="tp 16 spans nodes"):
         compose("h200", "llama-3.1-8b", tp=16)
+    with pytest.raises(ValueError, match="4 bytes"):
+        Composed(hardware="h200", shape=msgspec.structs.replace(shapes.named("opt-13b"), dtype_bytes=4))
 
 
 def test_data_is_small() -> None:
