@@ -19,7 +19,7 @@ LATE_MS = 10.0
 def judging_arguments(group: Any) -> None:
     group.add_argument("--slo-scales", type=float, nargs="+", metavar="K", help="judge by the SLO times these too")
     group.add_argument("--target", type=_share, help=f"share of requests to find the crossing of; default: {TARGET}")
-    group.add_argument("--plot", metavar="PNG", help="draw attained over rate and over SLO scale")
+    group.add_argument("--plot", metavar="PNG", help="draw attained over rate and SLO scale; of one file, latencies")
     group.add_argument("--plot-rate", type=float, metavar="R", help="the rate at which to draw SLO scales")
     group.add_argument("--csv", metavar="FILE", help="the table, and each SLO scale, for other programs")
 

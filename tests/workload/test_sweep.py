@@ -14,6 +14,7 @@ from penstock.core.slo import Slo
 from penstock.metrics import layout, result
 from penstock.metrics.curves import judge
 from penstock.metrics.layout import Cell
+from penstock.metrics.summary import Dist
 
 SIMULATED = "--cost 5e6,2e4,0,1e5,10 --random-range-ratio 0.5 --random-output-len 20"
 SLO = "ttft=60ms,tpot=8ms"
@@ -181,6 +182,17 @@ def test_interrupted_it_leaves_no_half_cell(
     assert "Stopped: 1 of 3 runs are in" in capsys.readouterr().err
     assert run("report", str(tmp_path)) == 0
     assert "rate=4,n=10" in capsys.readouterr().out
+
+
+def test_a_late_client_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulated(tmp_path, "--rates", "4", "8", "--num-prompts", "10") == 0
+    path = layout.path_of(tmp_path, Cell(8.0, None, 10), 0)
+    saved = result.load(path)
+    saved.client = {"send": Dist.of([2e6, 30e6]), "loop": None}
+    result.save(saved, path)
+    capsys.readouterr()
+    assert run("report", str(tmp_path)) == 0
+    assert "more than 10 ms late (P99); latencies may be its own: rate=8,n=10 repeat 0." in capsys.readouterr().out
 
 
 LIVE = "--random-input-len 5 --random-output-len 3"
