@@ -159,7 +159,7 @@ class _Rank:
 
     def linear_ns(self, new: int) -> float:
         """All of a layer but attention."""
-        found = self._linear.get(new)
+        found = self._linear.get(new) if new else 0.0
         if found is None:
             products = sum(gemm.ns(new) for gemm in self._gemms)
             small = small_kernel_bytes(self._shape, self._cost.tp) * new / self._bandwidth
@@ -186,26 +186,27 @@ class _Rank:
         return new * self._shape.hidden * self._shape.dtype_bytes
 
     def attention_ns(self, features: Features) -> float:
-        """Of decodes and of prompts."""
-        decodes, context, prompts = features.decodes, features.decode_context, features.prompts
+        """Of decodes and of prompts. Positions that no prompt is counted for are one."""
+        decodes, context = features.decodes, features.decode_context
         ns = self._decode(decodes).at(context) if decodes else 0.0
-        if prompts:
-            area = features.new_context - context
-            read = self._kv_ns * (area * (prompts / (features.new - decodes)))
+        positions = features.new - decodes
+        if positions:
+            prompts, area = features.prompts or 1, features.new_context - context
+            read = self._kv_ns * (area * (prompts / positions))
             chunks = self._prompt(prompts).at(area)
             ns = ns + (chunks if chunks > read else read)
         return ns
 
     def attentions_ns(self, first: Features, growth: int, count: int) -> Array:
         """The same for each of `core.step.repeated`, to the bit."""
+        decodes, context = first.decodes, first.decode_context
         steps = np.arange(count)
-        ns = np.zeros(count)
-        if first.decodes:
-            ns = self._decode(first.decodes).along(first.decode_context + first.decodes * steps)
-        if first.prompts:
-            area = (first.new_context - first.decode_context) + (growth - first.decodes) * steps
-            share = first.prompts / (first.new - first.decodes)
-            ns = ns + np.maximum(self._prompt(first.prompts).along(area), self._kv_ns * (area * share))
+        ns = self._decode(decodes).along(context + decodes * steps) if decodes else np.zeros(count)
+        positions = first.new - decodes
+        if positions:
+            prompts, area = first.prompts or 1, (first.new_context - context) + (growth - decodes) * steps
+            read = self._kv_ns * (area * (prompts / positions))
+            ns = ns + np.maximum(self._prompt(prompts).along(area), read)
         return ns
 
     def _decode(self, decodes: int) -> _Line:

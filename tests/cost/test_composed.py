@@ -127,6 +127,16 @@ def test_repeated_steps_take_the_very_numbers_of_single_ones(composed: Composed)
             assert composed.steps_ns(first, growth, count).tolist() == expected
 
 
+def test_a_step_of_nothing_is_overhead_and_uncounted_positions_are_a_prompt() -> None:
+    composed = cost(pp=1)
+    assert composed.step_ns(Features(0, 0, 0, 0)) == composed.overhead_ns
+    counted = prompts(1, 700)
+    uncounted = msgspec.structs.replace(counted, prompts=0)
+    rows = composed.per_job_ns + composed._rank.output_ns(1)
+    assert composed.step_ns(counted) - composed.step_ns(uncounted) == pytest.approx(rows, abs=1)
+    assert composed.steps_ns(uncounted, 700 * 700, 9)[0] == composed.step_ns(uncounted)
+
+
 def test_a_chunk_after_a_prefix_costs_more_than_without_and_less_than_the_whole() -> None:
     composed = cost()
     whole = composed.step_ns(prompts(1, 8192))
