@@ -34,7 +34,7 @@ def _gib(size: float) -> int:
 #: Tensor Core GPU" (SXM), "A100 Tensor Core GPU" (SXM, 80 GB), "A800 Tensor Core GPU" (an A100 with 400 GB/s of NVLink,
 #: two-way) and "A10 Tensor Core GPU" (PCIe gen 4 for a link). Between nodes, one 400 Gb/s port a GPU beside an H100 or
 #: H200 and one 200 Gb/s port beside an A100, as in NVIDIA's DGX machines; 64 Gb/s shared by the four GPUs of an A10
-#: machine, as in the evaluation of Llumnix (OSDI'24).
+#: machine, as in the evaluation of Llumnix (OSDI'24). Memory is no data-sheet figure: docs/cost-composed.md.
 HARDWARE = {
     hardware.name: hardware
     for hardware in (
