@@ -51,6 +51,14 @@ def test_llumnix_has_its_published_percentiles(size: str, published: tuple[float
     assert abs(np.corrcoef(prompts, outputs)[0, 1]) < 0.01
 
 
+@pytest.mark.parametrize(
+    ("size", "paper"), [("S", (38, 113, 413, 1464)), ("M", (32, 173, 1288, 4208)), ("L", (55, 582, 3113, 5166))]
+)
+def test_llumnix_with_its_seed_has_the_percentiles_of_the_paper_to_the_token(size: str, paper: tuple[int, ...]) -> None:
+    prompts, _ = draw(f"llumnix:{size}-{size}", 10_000, seed=LLUMNIX_SEED)
+    assert [round(q) for q in quantile(prompts, 50, 80, 95, 99)] == list(paper)
+
+
 def test_llumnix_draws_as_numpy_does() -> None:
     state = np.random.RandomState(5)
     expected = []
