@@ -1,10 +1,12 @@
 """Judges saved runs, of a sweep or any others: reads them, prints the table, writes CSV and draws. Runs nothing."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from penstock.core.slo import Slo
 from penstock.metrics import curve_plot, curve_table, curves, layout, plot, result
@@ -85,15 +87,18 @@ def conclude(sources: Sequence[Source], asked: Terms, args: argparse.Namespace, 
     """Print, write and draw. 0 unless a run could not be judged or `failed` has lines, which become rows."""
     if args.plot:
         plot.check()
-    judged, lines, late = [], list(failed), []
     terms = _common(sources, asked)
-    for source in sources:
-        found, wrong, doubtful = _judge(source, terms)
-        judged += found
-        lines += wrong
-        late += doubtful
+    verdicts = [_judge(source, terms) for source in sources]
+    judged = [one for verdict in verdicts for one in verdict.series()]
+    lines = [*failed, *(line for verdict in verdicts for line in verdict.failed)]
+    warnings = [
+        *_named(
+            f"the client was more than {LATE_MS:g} ms late (P99); latencies may be its own", [v.late for v in verdicts]
+        ),
+        *_named("equal to another run of its cell, so +- is of no meaning", [v.equal for v in verdicts]),
+    ]
     scales, target = terms.scales or [], terms.target or TARGET
-    print(curve_table.render(judged, target, scales, lines, _lateness_said(late)))
+    print(curve_table.render(judged, target, scales, lines, warnings))
     if judged and args.csv:
         curve_table.write_csv(judged, args.csv)
         print(f"The table is in {args.csv}")
@@ -113,39 +118,56 @@ def _common(sources: Sequence[Source], asked: Terms) -> Terms:
     return terms[0]
 
 
-def _judge(source: Source, terms: Terms) -> tuple[list[Series], list[str], list[str]]:
-    """The curves of a source; a line for each run that cannot be judged; runs whose client was late.
+@dataclass
+class _Verdict:
+    """What is known of a source's runs."""
 
-    One file is in memory at a time.
-    """
-    runs: dict[tuple[Slo, Cell], list[tuple[int, Judged]]] = {}
-    wrong, late = [], []
+    label: str
+    #: Repeat and run, for each SLO and cell.
+    runs: dict[tuple[Slo, Cell], list[tuple[int, Judged]]] = field(default_factory=dict)
+    #: A line for each run that cannot be judged.
+    failed: list[str] = field(default_factory=list)
+    #: Runs whose client was late, and those that have the very records of another of their cell.
+    late: list[str] = field(default_factory=list)
+    equal: list[str] = field(default_factory=list)
+
+    def series(self) -> list[Series]:
+        points: dict[Slo, list[Point]] = {}
+        for (slo, cell), members in self.runs.items():
+            ordered = tuple(one for _, one in sorted(members, key=lambda member: member[0]))
+            points.setdefault(slo, []).append(Point(cell, ordered))
+        return [one for slo, members in points.items() for one in curves.series(self.label, slo, members)]
+
+
+def _judge(source: Source, terms: Terms) -> _Verdict:
+    """One file is in memory at a time."""
+    verdict, seen = _Verdict(source.label), set()
     for path in source.paths:
         try:
             saved = result.load(path)
             cell, repeat = layout.cell_of(saved), layout.repeat_of(saved)
-            slos = terms.slos or [saved.summary.goodput.slo if saved.summary.goodput else Slo()]
-            for slo in slos:
+            for slo in terms.slos or [saved.summary.goodput.slo if saved.summary.goodput else Slo()]:
                 one = curves.judge(saved.records, slo, terms.scales or [], **(terms.warmup or {}))
-                runs.setdefault((slo, cell), []).append((repeat, one))
-            if any(dist and dist.percentiles_ms[99.0] > LATE_MS for dist in saved.client.values()):
-                late.append(" ".join(filter(None, [source.label, cell.name, f"repeat {repeat}"])))
+                verdict.runs.setdefault((slo, cell), []).append((repeat, one))
         except (ValueError, OSError) as error:
             said = str(error)
-            wrong.append(said if str(path) in said else f"{path}: {said}")
-    points: dict[Slo, list[Point]] = {}
-    for (slo, cell), members in runs.items():
-        ordered = tuple(one for _, one in sorted(members, key=lambda member: member[0]))
-        points.setdefault(slo, []).append(Point(cell, ordered))
-    found = [one for slo, members in points.items() for one in curves.series(source.label, slo, members)]
-    return found, wrong, late
+            verdict.failed.append(said if str(path) in said else f"{path}: {said}")
+            continue
+        name = " ".join(filter(None, [source.label, cell.name, f"repeat {repeat}"]))
+        if any(dist and dist.percentiles_ms[99.0] > LATE_MS for dist in saved.client.values()):
+            verdict.late.append(name)
+        content = cell, hash(msgspec.json.encode(saved.records))
+        if content in seen:
+            verdict.equal.append(name)
+        seen.add(content)
+    return verdict
 
 
-def _lateness_said(late: Sequence[str]) -> list[str]:
-    if not late:
-        return []
-    named = "; ".join(late[:4]) + (f" and {len(late) - 4} more" if len(late) > 4 else "")
-    return [f"WARNING: the client was more than {LATE_MS:g} ms late (P99); latencies may be its own: {named}."]
+def _named(said: str, groups: Iterable[list[str]]) -> list[str]:
+    """A warning that names runs, not too many; nothing for none."""
+    names = [name for group in groups for name in group]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return [f"WARNING: {said}: {'; '.join(names[:4])}{more}."] if names else []
 
 
 def _share(text: str) -> float:

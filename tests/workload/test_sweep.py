@@ -195,6 +195,13 @@ def test_a_late_client_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "more than 10 ms late (P99); latencies may be its own: rate=8,n=10 repeat 0." in capsys.readouterr().out
 
 
+def test_repeats_that_seeds_do_not_change_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = "--cost 5e6,2e4,0,1e5,10 --arrival constant"
+    assert simulated(tmp_path, "--rates", "4", "--num-prompts", "10", "--repeat", "2", shared=shared) == 0
+    said = "WARNING: equal to another run of its cell, so +- is of no meaning: rate=4,n=10 repeat 1."
+    assert said in capsys.readouterr().out
+
+
 LIVE = "--random-input-len 5 --random-output-len 3"
 
 
