@@ -18,9 +18,9 @@ def arrivals(kind: str, count: int, rate: float, *, cv: float = 1.0, seed: int =
     poisson: exponential gaps of mean 1 / `rate`. gamma: gaps with coefficient of variation `cv` (1 is
     Poisson; more is burstier; `vllm bench serve --burstiness b` is cv = b ** -0.5). constant: equal gaps.
     closed, or an infinite rate: all at 0 s. Of the papers, each with its first request at 0 s:
-    distserve: gamma. loongserve: Poisson, stretched so that the last of `count` falls at count / `rate` s,
-    whatever the draw. llumnix: gamma, from NumPy's legacy generator after `count` input and `count` output
-    lengths were drawn from it (`lengths`, `llumnix:...`).
+    distserve: gamma. loongserve: Poisson, stretched so that the last of `count` falls at count / `rate` s;
+    the artifact's own draw where the seed is its 0. llumnix: gamma, as the artifact draws it after `count`
+    input and `count` output lengths from the same generator (`lengths`, `llumnix:...`).
     Raises ValueError on any other kind and on numbers that are not positive.
     """
     if kind not in KINDS or kind == "trace":
@@ -31,14 +31,10 @@ def arrivals(kind: str, count: int, rate: float, *, cv: float = 1.0, seed: int =
         return np.zeros(count)
     if kind == "constant":
         return np.arange(1, count + 1) / rate
-    if kind == "llumnix":
-        return np.concatenate([[0.0], np.cumsum(_llumnix_gaps(count, cv, seed))])[:count] / rate
-    even = np.cumsum(unit_gaps(count, cv if kind in ("gamma", "distserve") else 1.0, seed))
-    if kind in ("distserve", "loongserve"):
-        even -= even[:1]
-    if kind == "loongserve":
-        even *= count / even[-1] if count > 1 else 1.0
-    return even / rate
+    if kind in ("poisson", "gamma"):
+        return np.cumsum(unit_gaps(count, cv if kind == "gamma" else 1.0, seed)) / rate
+    even = np.concatenate([[0.0], np.cumsum(_GAPS[kind](count, cv, seed))])[:count]
+    return even * (count / even[-1]) / rate if kind == "loongserve" and count > 1 else even / rate
 
 
 def diurnal(count: int, trough: float, peak: float, period_s: float, *, cv: float = 1.0, seed: int = 0) -> Times:
@@ -72,8 +68,17 @@ def unit_gaps(count: int, cv: float, seed: int) -> Times:
     return np.random.default_rng([seed, 1]).gamma(shape, 1 / shape, count)
 
 
+def _loongserve_gaps(count: int, cv: float, seed: int) -> Times:
+    """The artifact's first gap comes before the first request, which it then moves to 0 s."""
+    return np.random.RandomState(seed).exponential(1.0, count + 1)[1:]
+
+
 def _llumnix_gaps(count: int, cv: float, seed: int) -> Times:
-    """Unit gaps after two uniform numbers a request, one for each of its lengths, were taken from the generator."""
+    """Two uniform numbers a request, one for each of its lengths, have been taken from the generator before."""
     state = np.random.RandomState(seed)
     state.random_sample(2 * count)
     return state.exponential(1.0, count) if cv == 1 else state.gamma(cv**-2, cv**2, count)
+
+
+#: Unit gaps after the first request, of the processes that begin at 0 s.
+_GAPS = {"distserve": unit_gaps, "loongserve": _loongserve_gaps, "llumnix": _llumnix_gaps}

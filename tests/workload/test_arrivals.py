@@ -70,6 +70,14 @@ def test_loongserve_ends_where_it_should_and_keeps_its_form(rate: float) -> None
     assert np.diff(times).std() / np.diff(times).mean() == pytest.approx(1.0, rel=0.1)
 
 
+def test_loongserve_draws_as_its_artifact() -> None:
+    state, times = np.random.RandomState(0), [0.0]
+    for _ in range(200):
+        times.append(times[-1] + state.exponential(1.0))
+    expected = [(t - times[1]) * (200 / 2.5) / (times[-1] - times[1]) for t in times[1:]]
+    assert arrivals("loongserve", 200, 2.5, seed=0) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("cv", [1.0, 4.0])
 def test_llumnix_draws_gaps_one_by_one_after_its_lengths(cv: float) -> None:
     state = np.random.RandomState(0xCADE)
