@@ -47,6 +47,8 @@ class Member:
     @property
     def expected(self) -> Load:
         """The latest report, plus what is under way to it."""
+        if self.sent == self.load.seen:
+            return self.load
         return msgspec.structs.replace(self.load, waiting=self.load.waiting + self.under_way)
 
 
@@ -122,6 +124,9 @@ class Cluster:
         return [Lost(job, event.instance) for job in lost]
 
     def _rerank(self, member: Member) -> None:
+        rank = self._rank(member.expected)
+        if rank == member.rank:
+            return
         del self._order[bisect_left(self._order, (member.rank, member.id))]
-        member.rank = self._rank(member.expected)
+        member.rank = rank
         insort(self._order, (member.rank, member.id))

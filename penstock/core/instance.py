@@ -98,7 +98,8 @@ class Instance:
         #: Jobs that have a deadline.
         self._deadlines = 0
         self._depth = max(config.depth, config.stages)
-        self._reported = Load(pages=config.pages, pages_free=config.pages)
+        self._reported_jobs = (0, 0, 0, 0, 0)
+        self._reported_free = config.pages
         #: A report is due when so many pages have come or gone since the last.
         self._grain = max(1, config.pages // 64)
 
@@ -308,11 +309,13 @@ class Instance:
         one prompt takes all that is left of the budget, there are pages, no deadline of a waiting job may pass and no
         report is due.
         """
-        steps = list(self.steps.values())
         unsure = self.predictor is not None or self._depth != 1 or (self._deadlines and self.waiting)
-        if unsure or len(steps) != 1 or not steps[0].steady:
+        if unsure or not self.steps:
             return 1
-        step, most, chunk = steps[0], NEVER, None
+        (step,) = self.steps.values()
+        if not step.steady:
+            return 1
+        most, chunk = NEVER, None
         for job, piece in zip(step.jobs, step.slices, strict=True):
             if chunk is not None:
                 return 1
@@ -325,17 +328,20 @@ class Instance:
                 most = min(most, job.total - job.planned)
         if chunk is not None and (step.budget or not self.pages.sharing_is_new(chunk)):
             return 1
-        spare = min(self.pages.available, self.pages.available - self._reported.pages_free + self._grain - 1)
+        available = self.pages.available
+        spare = min(available, available - self._reported_free + self._grain - 1)
         while most > 0 and self._pages_for(step, most) > spare:
             most //= 2
         return 1 + most
 
     def _pages_for(self, step: Step, times: int) -> int:
         """Pages that so many more steps like this one take."""
-        missing = self.pages.missing
-        return sum(
-            missing(job, job.planned + times * piece.count) for job, piece in zip(step.jobs, step.slices, strict=True)
-        )
+        page, pages = self.pages.page_tokens, 0
+        for job, piece in zip(step.jobs, step.slices, strict=True):
+            more = job.planned + times * piece.count - job.room
+            if more > 0:
+                pages -= -more // page
+        return pages
 
     def leap(self, count: int) -> list[InstanceCommand]:
         """The same as `count` times StepDone for the one step in flight, as planned, without the commands to run the
@@ -347,10 +353,12 @@ class Instance:
             moved = count * piece.count
             job.done += moved
             job.planned += moved
-            self.pages.grow(job, self.pages.missing(job, job.planned))
+            if job.planned > job.room:
+                self.pages.grow(job, self.pages.missing(job, job.planned))
             if job.done >= job.known:
                 job.known = job.done + 1
-            self._share(job, out)
+            if job.done >= job.share_at:
+                self._share(job, out)
             step.slices[at] = Slice(job.id, piece.start + moved, piece.count)
         self.steps[seq + count] = step
         self.next_step += count
@@ -361,13 +369,11 @@ class Instance:
 
     def _report(self, out: list[InstanceCommand]) -> None:
         """Jobs that came, started or went are reported at once, pages by and by."""
-        load, last = self.load, self._reported
-        if load != last and (
-            abs(load.pages_free - last.pages_free) >= self._grain
-            or msgspec.structs.replace(load, pages_free=last.pages_free) != last
-        ):
-            self._reported = load
-            out.append(Report(load))
+        free = self.pages.available
+        jobs = (self.counts["seen"], len(self.waiting.jobs), len(self.running), len(self.jobs), self.preemptions)
+        if jobs != self._reported_jobs or abs(free - self._reported_free) >= self._grain:
+            self._reported_jobs, self._reported_free = jobs, free
+            out.append(Report(self.load))
 
     @property
     def load(self) -> Load:

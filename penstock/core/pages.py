@@ -65,7 +65,7 @@ class Pages:
 
     def missing(self, job: Job, upto: int) -> int:
         """Pages to be had before the job can keep positions up to `upto`."""
-        return max(0, -(-(upto - job.room) // self.page_tokens))
+        return -(-(upto - job.room) // self.page_tokens) if upto > job.room else 0
 
     def grow(self, job: Job, pages: int) -> bool:
         """Give the job so many more pages, evicting what nobody uses; False, and nothing done, if there are too few."""

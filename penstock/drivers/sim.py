@@ -11,12 +11,14 @@ Models step times, pipelines, KV capacity, queues, messages, tokenization, start
 hang-ups and sessions. Knows no text, and no network beyond that.
 """
 
+import gc
 from array import array
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from heapq import heappop, heappush
-from itertools import chain, islice
+from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -48,8 +50,10 @@ from penstock.metrics.record import CANCELLED, COMPLETED, FAILED, REJECTED, Reco
 from penstock.policies.bundles import make_cluster, make_instance
 from penstock.workload.trace import Request
 
-#: Times in ns, int64.
-Times = npt.NDArray[np.int64]
+#: Times in ns: one, or many as int64.
+Times = Sequence[int] | npt.NDArray[np.int64]
+
+_NO_SLO = Slo()
 
 #: The most steps that are computed in one go: more would often be in vain, as an event cuts them short.
 _STRETCH_MAX = 512
@@ -219,6 +223,18 @@ class Simulation:
             self._at(failure.at_ns, partial(self._fail, failure))
         self._arrivals = iter(sorted(self._firsts(), key=lambda n: (self._records[n].sent_ns, n)))
         self._await_arrival()
+        collecting = gc.isenabled()
+        gc.disable()  # Nothing here makes cycles that are to be collected.
+        try:
+            self._play()
+        finally:
+            if collecting:
+                gc.enable()
+        for job in list(self._open):
+            self._close(job, FAILED, "no instance was left to serve it")
+        return self._records
+
+    def _play(self) -> None:
         heap = self._heap
         while heap:
             self.now, _, index, _, what = heappop(heap)
@@ -226,9 +242,6 @@ class Simulation:
                 what()
             elif what.alive:
                 self._end_stretch(self.members[index], what)
-        for job in list(self._open):
-            self._close(job, FAILED, "no instance was left to serve it")
-        return self._records
 
     def _at(self, time: int, act: Callable[[], None]) -> None:
         self._sequence += 1
@@ -266,7 +279,7 @@ class Simulation:
             arrival=self.now,
             keys=_keys(request, self._config.members[0].instance.block_tokens),
             priority=request.priority or 0,
-            slo=request.slo or Slo(),
+            slo=request.slo or _NO_SLO,
             adapter=request.adapter,
         )
         if request.cancel_s is not None:
@@ -376,14 +389,14 @@ class Simulation:
     def _feed(self, member: _Member, event: InstanceEvent) -> None:
         self._catch_up(member)
         for command in member.core.handle(event, self.now):
-            match command:
-                case Run(plan):
-                    self._begin_step(member, plan)
-                case Report(load):
-                    self._report(Reported(member.index, load))
-                case End(job, _, outcome, reason) if job in self._open:
-                    self._close(job, FAILED if outcome == "invalid" else outcome, reason)
-                    self._cluster.handle(Ended(job), self.now)
+            # The rest is for engines.
+            if isinstance(command, Run):
+                self._begin_step(member, command.plan)
+            elif isinstance(command, Report):
+                self._report(Reported(member.index, command.load))
+            elif isinstance(command, End) and command.job in self._open:
+                self._close(command.job, FAILED if command.outcome == "invalid" else command.outcome, command.reason)
+                self._cluster.handle(Ended(command.job), self.now)
 
     def _report(self, event: Reported) -> None:
         if self._config.delays.report:
@@ -401,13 +414,14 @@ class Simulation:
         if steps > 1:
             steps = min(steps, self._soonest_end(core.steps[plan.seq]))
         if steps > 1:
-            growth = sum(piece.count * piece.count for piece in plan.slices)
-            ends = start + np.cumsum(member.cost.steps_ns(found, growth, steps))
+            growth = sum([piece.count * piece.count for piece in plan.slices])
+            ends = member.cost.steps_ns(found, growth, steps).cumsum() + start
             member.free_at = int(ends[-1])
+            self._fly(member, _Stretch(plan.seq, start, ends, found))
         else:
-            ends = np.array([max(member.last_end, start + member.cost.step_ns(found))])
+            end = max(member.last_end, start + member.cost.step_ns(found))
             member.free_at = start + member.cost.interval_ns(found)
-        self._fly(member, _Stretch(plan.seq, start, ends, found))
+            self._fly(member, _Stretch(plan.seq, start, [end], found))
 
     def _soonest_end(self, step: Step) -> int:
         """How many steps like this one until an answer ends."""
@@ -429,7 +443,7 @@ class Simulation:
             return
         stretch = member.flights.popleft()
         stretch.alive = False
-        through = min(int(np.searchsorted(stretch.ends, self.now, "right")), len(stretch.ends) - 1)
+        through = min(bisect_right(stretch.ends, self.now), len(stretch.ends) - 1)
         rest = self._leap(member, stretch, through)
         member.free_at = int(rest.ends[0])
         self._fly(member, _Stretch(rest.seq, rest.start, rest.ends[:1], rest.first))
@@ -443,10 +457,10 @@ class Simulation:
             if piece.start + piece.count >= job.known:
                 self._emit(job.id, stretch.seq, count)
         ends = stretch.ends[:count]
-        member.ends.frombytes(ends.tobytes())
+        member.ends.frombytes(np.asarray(ends).tobytes())
         self._see(member, stretch, ends)
         member.core.leap(count)
-        first = features(StepPlan(0, step.slices)) if self._observer else stretch.first
+        first = features(StepPlan(0, step.slices)) if self._observer is not None else stretch.first
         return _Stretch(stretch.seq + count, int(ends[-1]), stretch.ends[count:], first)
 
     def _end_stretch(self, member: _Member, stretch: _Stretch) -> None:
@@ -501,5 +515,6 @@ def _keys(request: Request, block_tokens: int) -> tuple[int, ...]:
     if not request.hash_ids or rest:
         return ()
     blocks = request.prompt_tokens // block_tokens
-    named = chain.from_iterable(range(block * parts, (block + 1) * parts) for block in request.hash_ids)
-    return tuple(islice(named, blocks))
+    if parts == 1:
+        return request.hash_ids[:blocks]
+    return tuple([at for block in request.hash_ids for at in range(block * parts, (block + 1) * parts)][:blocks])
