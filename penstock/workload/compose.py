@@ -5,7 +5,7 @@ Everything follows from the seed; times are whole microseconds, so that files ar
 
 from collections.abc import Iterable
 from itertools import repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -81,28 +81,40 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+class _Turns(NamedTuple):
+    """Columns with a row for each turn; a lone request is a conversation of one turn."""
+
+    times_s: Times
+    prompts: Tokens
+    outputs: Tokens
+    #: Number of the conversation, from 0.
+    session: Tokens
+    #: NaN for the first turn of a conversation.
+    think_s: Times
+
+
 def synthesize(plan: Plan) -> list[Request]:
     """The requests of a plan, by arrival, the first at 0 s.
 
     Arrivals are of conversations where there are any, at `rate` over their mean number of turns; a turn's
     `arrival_s` is when it comes if answers take no time. With `duration_s`, what would arrive later is left out.
     """
-    starts, turns = _conversations(plan)
-    session = np.repeat(np.arange(len(starts)), turns)[: plan.count]
-    first = np.flatnonzero(np.diff(session, prepend=-1))
-    new, outputs = lengths.draw(plan.lengths, len(session), outputs=plan.output_lengths, seed=plan.seed)
-    prompts = plan.prefix_len + _before(new + outputs, first, session) + new
-    think = (_rng(plan, 10).exponential(1.0, len(session)) * plan.think_s).round(6)
-    think[first] = 0.0
-    times = (starts[session] - starts[0] + _before(think, first, session) + think).round(6)
-    order = np.argsort(times, kind="stable")
-    if plan.duration_s is not None:
-        order = order[times[order] <= plan.duration_s]
-    later = np.ones(len(session), bool)
-    later[first] = False
-    gone = _rng(plan, 11).random(len(session)) < plan.cancel_share
-    patience = np.maximum(1e-6, (_rng(plan, 12).exponential(1.0, len(session)) * plan.cancel_s).round(6))
-    urgent = _rng(plan, 13).random(len(session)) < plan.priority_share
+    turns = _by_arrival(plan, _talk(plan))
+    count = len(turns.times_s)
+    gone = _rng(plan, 11).random(count) < plan.cancel_share
+    patience = np.maximum(1e-6, (_rng(plan, 12).exponential(1.0, count) * plan.cancel_s).round(6))
+    urgent = _rng(plan, 13).random(count) < plan.priority_share
+    rows = zip(
+        turns.times_s.tolist(),
+        turns.prompts.tolist(),
+        turns.outputs.tolist(),
+        _names(plan, turns),
+        np.where(urgent, _URGENT, _PATIENT).tolist() if plan.priority_share else repeat(None),
+        map(str, turns.session.tolist()) if plan.turns else repeat(""),
+        _where(~np.isnan(turns.think_s), turns.think_s),
+        _where(gone, patience),
+        strict=False,
+    )
     return [
         Request(
             arrival_s=arrival_s,
@@ -112,22 +124,33 @@ def synthesize(plan: Plan) -> list[Request]:
             block_tokens=plan.block_tokens,
             priority=priority,
             slo=plan.slo,
-            session=name,
+            session=session,
             think_s=think_s,
             cancel_s=cancel_s,
         )
-        for arrival_s, prompt_tokens, output_tokens, hash_ids, priority, name, think_s, cancel_s in zip(
-            times[order].tolist(),
-            prompts[order].tolist(),
-            outputs[order].tolist(),
-            _names(plan, prompts, session, order),
-            np.where(urgent[order], _URGENT, _PATIENT).tolist() if plan.priority_share else repeat(None),
-            map(str, session[order].tolist()) if plan.turns else repeat(""),
-            _where(later[order], think[order]) if plan.turns else repeat(None),
-            _where(gone[order], patience[order]),
-            strict=False,
-        )
+        for arrival_s, prompt_tokens, output_tokens, hash_ids, priority, session, think_s, cancel_s in rows
     ]
+
+
+def _talk(plan: Plan) -> _Turns:
+    """All turns, one conversation after another."""
+    starts, turns = _conversations(plan)
+    session = np.repeat(np.arange(len(starts)), turns)[: plan.count]
+    first = np.flatnonzero(np.diff(session, prepend=-1))
+    new, outputs = lengths.draw(plan.lengths, len(session), outputs=plan.output_lengths, seed=plan.seed)
+    prompts = plan.prefix_len + _before(new + outputs, first, session) + new
+    think = (_rng(plan, 10).exponential(1.0, len(session)) * plan.think_s).round(6)
+    think[first] = 0.0
+    times = (starts[session] - starts[0] + _before(think, first, session) + think).round(6)
+    think[first] = np.nan
+    return _Turns(times, prompts, outputs, session, think)
+
+
+def _by_arrival(plan: Plan, turns: _Turns) -> _Turns:
+    order = np.argsort(turns.times_s, kind="stable")
+    if plan.duration_s is not None:
+        order = order[turns.times_s[order] <= plan.duration_s]
+    return _Turns._make(column[order] for column in turns)
 
 
 def _conversations(plan: Plan) -> tuple[Times, Tokens]:
@@ -170,23 +193,22 @@ def _before(values: npt.NDArray[Any], first: npt.NDArray[Any], session: npt.NDAr
     return np.asarray(sums - sums[first][session])
 
 
-def _names(
-    plan: Plan, prompts: Tokens, session: npt.NDArray[Any], order: npt.NDArray[Any]
-) -> Iterable[tuple[int, ...]]:
+def _names(plan: Plan, turns: _Turns) -> Iterable[tuple[int, ...]]:
     """Names of the prompts' whole blocks: those of the prefix, then those of the conversation so far."""
     if not plan.prefixes and not plan.turns:
         return repeat(())
     shared = plan.prefix_len // plan.block_tokens
     prefixes = [tuple(range(k * shared, (k + 1) * shared)) for k in range(plan.prefixes)] or [()]
     weights = np.cumsum(np.arange(1.0, len(prefixes) + 1) ** -plan.prefix_zipf)
-    places = _rng(plan, 15).random(int(session[-1]) + 1)
-    group = np.searchsorted(weights / weights[-1], places, side="right")[session[order]].tolist()
+    places = _rng(plan, 15).random(int(turns.session.max()) + 1)
+    group = np.searchsorted(weights / weights[-1], places, side="right")[turns.session].tolist()
     if not plan.turns:
         return (prefixes[k] for k in group)
-    own = prompts // plan.block_tokens - shared
-    longest = np.maximum.reduceat(own, np.flatnonzero(np.diff(session, prepend=-1)))
-    begin = (len(prefixes) * shared + np.cumsum(longest) - longest)[session]
-    spans = zip(group, begin[order].tolist(), own[order].tolist(), strict=True)
+    own = turns.prompts // plan.block_tokens - shared
+    longest = np.zeros(len(places), np.int64)
+    np.maximum.at(longest, turns.session, own)
+    begin = (len(prefixes) * shared + np.cumsum(longest) - longest)[turns.session]
+    spans = zip(group, begin.tolist(), own.tolist(), strict=True)
     return (prefixes[k] + tuple(range(start, start + count)) for k, start, count in spans)
 
 
