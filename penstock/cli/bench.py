@@ -96,8 +96,8 @@ def workload_arguments(group: Any) -> None:
     group.add_argument("--dataset-name", choices=["random", "trace", "prefix_repetition"], default="random")
     group.add_argument(
         "--dataset-path",
-        help="trace: Mooncake JSONL, Azure CSV, or CSV with prompt_tokens, output_tokens and arrival_s; without a "
-        "file, requests are synthesized to match the Azure 2023 conversation trace",
+        help="trace: any file that `penstock trace describe` reads (docs/traces.md); without a file, requests are "
+        "synthesized to match the Azure 2023 conversation trace",
     )
     group.add_argument("--num-prompts", type=int, help=f"default: {COUNT}, or all of the file")
     group.add_argument("--seed", type=int, default=0)
