@@ -24,14 +24,14 @@ _BOM = b"\xef\xbb\xbf"
 def load(
     path: str | Path, *, start_s: float = 0.0, duration_s: float | None = None, limit: int | None = None
 ) -> list[Request]:
-    """Read a trace (`.jsonl`, else CSV), sorted by arrival, its first request at 0 s, then `cut` as asked.
+    """Read a trace (JSON lines or CSV), sorted by arrival, its first request at 0 s, then `cut` as asked.
 
     Files without arrival times get 0 for all. Raises ValueError naming file and line where a row cannot be
     read, and OSError where the file cannot.
     """
     path = Path(path)
     try:
-        requests = _read_jsonl(path) if path.suffix in (".jsonl", ".json") else _read_csv(path)
+        requests = _read_jsonl(path) if _is_jsonl(path) else _read_csv(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not requests:
@@ -127,6 +127,12 @@ def _from_zero(requests: list[Request]) -> list[Request]:
     requests.sort(key=lambda r: r.arrival_s)
     first_s = requests[0].arrival_s
     return [msgspec.structs.replace(r, arrival_s=r.arrival_s - first_s) for r in requests] if first_s else requests
+
+
+def _is_jsonl(path: Path) -> bool:
+    """By its name, or by how it begins."""
+    with path.open("rb") as file:
+        return path.suffix in (".jsonl", ".json") or file.readline().removeprefix(_BOM).lstrip().startswith(b"{")
 
 
 def _read_jsonl(path: Path) -> list[Request]:

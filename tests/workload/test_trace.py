@@ -48,12 +48,18 @@ def test_mooncake(tmp_path: Path) -> None:
     assert second.block_tokens == 512
 
 
-def test_bailian_is_in_seconds_and_small_blocks(tmp_path: Path) -> None:
-    row = {"chat_id": 7, "timestamp": 61.5, "input_length": 40, "output_length": 9, "hash_ids": [3, 4, 5], "turn": 1}
-    later = row | {"timestamp": 62.0}
-    first, second = trace.load(write(tmp_path, "qwen.jsonl", json.dumps(row) + "\n" + json.dumps(later)))
-    assert second.arrival_s == 0.5
-    assert (first.block_tokens, first.session) == (16, "7")
+def test_bailian_is_in_seconds_and_small_blocks_and_chats_have_parents(tmp_path: Path) -> None:
+    row = {"timestamp": 61.5, "input_length": 40, "output_length": 9, "hash_ids": [3, 4, 5], "type": "text"}
+    chats = [(7, -1, 61.5), (8, -1, 62.0), (9, 7, 70.0), (12, 9, 71.0), (13, 4, 72.0)]
+    lines = [row | {"chat_id": chat, "parent_chat_id": parent, "timestamp": t} for chat, parent, t in chats]
+    requests = trace.load(write(tmp_path, "qwen.jsonl", "\n".join(map(json.dumps, lines))))
+    assert [(r.arrival_s, r.session) for r in requests] == [(0, "7"), (0.5, "8"), (8.5, "7"), (9.5, "7"), (10.5, "13")]
+    assert {r.block_tokens for r in requests} == {16}
+
+
+def test_lines_of_json_by_any_name(tmp_path: Path) -> None:
+    text = '\ufeff{"timestamp": 0, "input_length": 3, "output_length": 4}\n'
+    assert sizes(trace.load(write(tmp_path, "trace.txt", text))) == [(0.0, 3, 4)]
 
 
 @pytest.mark.parametrize(

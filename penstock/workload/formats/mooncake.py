@@ -1,7 +1,7 @@
 """Mooncake JSONL (FAST'25) and Bailian's (Qwen) dialect of it: lengths, and names of the prompt's blocks.
 
-Mooncake has milliseconds and blocks of 512 tokens; Bailian has seconds, blocks of 16 tokens, and chats. Both are
-read, Mooncake is written.
+Mooncake has milliseconds and blocks of 512 tokens; Bailian has seconds, blocks of 16 tokens, and for each request its
+own `chat_id` and that of the turn before it. Both are read, Mooncake is written.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,17 +26,22 @@ class Line(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     prompt: str | None = None
     #: Bailian's only; its presence tells that times are s and blocks are small.
     chat_id: int | str | None = None
+    parent_chat_id: int | str | None = None
 
 
 def read(lines: Iterable[tuple[int, bytes]]) -> Iterator[Request]:
     """Requests of numbered lines, in the file's own times. Raises ValueError naming the line."""
     decode = msgspec.json.Decoder(Line).decode
+    #: Chat -> the first chat of its conversation, which the session is named after.
+    first: dict[int | str | None, str] = {}
     for number, line in lines:
         try:
             row = decode(line)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}; {_NEEDS}") from None
         bailian = row.chat_id is not None
+        if bailian:
+            first[row.chat_id] = first.get(row.parent_chat_id, str(row.chat_id))
         yield Request(
             arrival_s=row.timestamp if bailian else row.timestamp / 1000,
             prompt_tokens=max(1, int(row.input_length)),
@@ -44,7 +49,7 @@ def read(lines: Iterable[tuple[int, bytes]]) -> Iterator[Request]:
             prompt=row.prompt,
             hash_ids=row.hash_ids,
             block_tokens=BAILIAN_BLOCK if bailian else MOONCAKE_BLOCK,
-            session=str(row.chat_id) if bailian else "",
+            session=first[row.chat_id] if bailian else "",
         )
 
 
