@@ -1,9 +1,12 @@
 """Run the same scheduler over a workload in simulated time; the report is that of `penstock bench serve`.
 
-    penstock simulate --cost-from run.log.instance0 --dataset-name trace --dataset-path azure.csv --goodput ttft:500
+    penstock simulate --config deployment.yaml --dataset-name trace --dataset-path mooncake.jsonl --goodput ttft:500
+    penstock simulate --hardware h200 --model llama-3.1-8b --instances 8 --request-rate 20
+    penstock simulate --cost cost.json --kv-tokens 65536 --request-rate 4     step times from `penstock fit`
     penstock simulate --cost-from run.log.instance0 --against live.json       the requests of a live run, side by side
 
-Step times are those of a recorded run, fitted (`cost.linear`), or given.
+Flags win over the file. --cost takes a file of `penstock fit`, a name (`penstock fit --list`) such as h200/opt-13b/tp2
+or distserve/opt-13b/tp1, or five numbers in ns: a step, a prompt token, its context, a decode, its context.
 """
 
 import argparse
@@ -14,83 +17,138 @@ from statistics import median
 from typing import Any
 
 import msgspec
+from tqdm import tqdm
 
 from penstock.cli import bench
-from penstock.core.instance import InstanceConfig
 from penstock.core.slo import Slo
-from penstock.cost.linear import Linear, fit, relative_error
+from penstock.cost.fitting import choose, condense, errors
+from penstock.cost.models import Model
+from penstock.drivers.deployment import DelaySpec, Deployment, Laid, PoolSpec, lay_out
 from penstock.drivers.log import Observed, observe
-from penstock.drivers.sim import Delays, Simulation, alike
+from penstock.drivers.sim import Simulation
+from penstock.drivers.timeline import Timeline
 from penstock.metrics import report, result
 from penstock.metrics.record import COMPLETED, Record
-from penstock.metrics.summary import summarize
-from penstock.policies.bundles import ROWS, row
+from penstock.metrics.summary import Summary, summarize
+from penstock.policies.bundles import ROWS
 from penstock.workload.trace import Request
+
+#: Above so many output tokens only the first and the last of each request are kept.
+TOKENS_MAX = 50_000_000
+#: KV of an instance, where nothing says how much it has.
+KV_TOKENS = 65536
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     system = parser.add_argument_group("system")
+    system.add_argument("--config", type=Path, metavar="YAML", help="a deployment (docs/simulation.md)")
+    system.add_argument("--hardware", help="h200, h100, a100, a800, a10; with --model: step times and KV capacity")
+    system.add_argument("--model", help="a name such as llama-3.1-8b, or a folder with a config.json")
+    system.add_argument("--tp", type=int, help="GPUs that share a layer")
+    system.add_argument("--pp", type=int, help="pipeline stages")
+    system.add_argument("--cost", help="what steps cost, instead of hardware and model: see above")
     system.add_argument("--cost-from", type=Path, metavar="LOG", help="fit step times, and take the sizes, from here")
-    system.add_argument("--cost", help="ns: a step, a prompt token, its context, a decode, its context (5 numbers)")
-    system.add_argument("--policy", choices=sorted(ROWS), help="default: the log's, else fcfs")
-    system.add_argument("--instances", type=int, default=1)
-    system.add_argument("--kv-pages", type=int, help="default: the log's, else 4096")
+    system.add_argument("--policy", choices=sorted(ROWS), help="default: the file's or the log's, else fcfs")
+    system.add_argument("--instances", type=int)
+    system.add_argument("--kv-tokens", type=int, help="tokens of KV on an instance; default: what memory leaves")
+    system.add_argument("--kv-pages", type=int, help="the same in pages")
+    system.add_argument("--page-tokens", type=int)
+    system.add_argument("--block-tokens", type=int, help="tokens in a shared prefix block")
     system.add_argument("--max-num-seqs", type=int)
     system.add_argument("--max-num-batched-tokens", type=int)
+    system.add_argument("--max-num-queued-reqs", type=int)
+    system.add_argument("--predictor", help="what the policy reckons with, if not with what steps do cost")
+    system.add_argument("--predictor-factor", type=float, help="... and by how much it is wrong")
+    system.add_argument("--no-correction", action="store_true", help="what steps take does not correct it")
     parser.add_argument("--against", type=Path, metavar="JSON", help="a saved live run: same requests, side by side")
+    parser.add_argument("--stepping", action="store_true", help="play every step by itself: slow, same result")
     bench.workload_arguments(parser.add_argument_group("workload"))
     bench.arrival_arguments(parser.add_argument_group("arrivals"))
     bench.report_arguments(parser.add_argument_group("report"))
-    bench.result_arguments(parser.add_argument_group("output"))
+    output = parser.add_argument_group("output")
+    bench.result_arguments(output)
+    output.add_argument("--chrome-trace", metavar="JSON", help="steps and requests over time, for ui.perfetto.dev")
 
 
 def main(args: argparse.Namespace) -> int:
     """0 if any request was served."""
-    seen = observe(args.cost_from) if args.cost_from else None
-    cost, notes = _cost(args, seen)
-    delay_ns = round(median(seen.delays)) if seen and seen.delays else 0
-    delays = Delays(dispatch=delay_ns, token=delay_ns)
-    config = alike(_instance(args, seen), args.instances, delays=delays)
+    laid, promised = deploy(args)
     live = result.load(args.against) if args.against else None
-    requests = _requests_of(live.records) if live else bench.workload(args)[0]
+    requests = requests_of(live.records) if live else bench.workload(args)[0]
+    every_token = sum(request.output_tokens for request in requests) <= TOKENS_MAX
+    timeline = Timeline() if args.chrome_trace else None
+    config = msgspec.structs.replace(laid.sim, every_token=every_token, stepping=args.stepping)
+    simulation = Simulation(config, laid.costs, timeline)
     began = time.perf_counter()
-    records = Simulation(config, cost).run(requests)
+    with tqdm(total=len(requests), unit="req", disable=args.disable_tqdm or None) as bar:
+        records = simulation.run(requests, bar.update)
     took_s = time.perf_counter() - began
-    notes.append(f"Simulated {len(records)} requests in {took_s:.2f} s, {len(records) / took_s:.0f} a second.")
-    for record in records:
-        record.idle_ttft_ns, record.idle_tpot_ns = cost.request_ns(record.prompt_tokens, record.output_tokens)
-    return _conclude(args, records, live, notes)
+    set_idle(records, requests, laid)
+    notes = [*laid.notes, f"Simulated {len(records)} requests in {took_s:.2f} s, {len(records) / took_s:.0f} a second."]
+    if not every_token:
+        notes.append("Times of first and last tokens only: ITL is E2E less TTFT, and all tokens come with the last.")
+    if timeline is not None:
+        timeline.write(args.chrome_trace, records)
+        left_out = f"; {timeline.left_out} steps had no room" if timeline.left_out else ""
+        notes.append(f"Open {args.chrome_trace} in ui.perfetto.dev{left_out}.")
+    return _conclude(args, laid, records, live, notes, promised)
 
 
-def _cost(args: argparse.Namespace, seen: Observed | None) -> tuple[Linear, list[str]]:
-    if args.cost:
-        return Linear(*map(float, args.cost.split(","))), []
-    if seen is None:
-        raise ValueError("step times are needed: --cost-from LOG (see `penstock serve --record`) or --cost")
-    cost = fit(seen.steps)
-    errors = sorted(relative_error(cost, seen.steps))
-    middle, p90 = errors[len(errors) // 2], errors[len(errors) * 9 // 10]
-    return cost, [
-        f"Step times fitted to {len(errors)} steps of {args.cost_from}: "
-        f"relative error median {100 * middle:.1f} %, P90 {100 * p90:.1f} %."
+def deploy(args: argparse.Namespace) -> tuple[Laid, Slo]:
+    """The system that the flags describe, and what it promises."""
+    seen = observe(args.cost_from) if args.cost_from else None
+    base = _logged(seen) if seen else Deployment(pools=[PoolSpec()])
+    if args.config:
+        base = Deployment.read(args.config)
+    page_tokens = args.page_tokens or base.pools[0].page_tokens
+    pool = {
+        name: getattr(args, name)
+        for name in (
+            "hardware", "tp", "pp", "cost", "instances", "page_tokens", "block_tokens", "max_num_seqs",
+            "max_num_batched_tokens", "max_num_queued_reqs", "predictor", "predictor_factor",
+        )
+    }  # fmt: skip
+    pool["kv_tokens"] = args.kv_tokens or (args.kv_pages * page_tokens if args.kv_pages else None)
+    pool["correct"] = False if args.no_correction else None
+    deployment = base.changed(pool, model=args.model, policy=args.policy)
+    if not deployment.model and any(p.kv_tokens is None for p in deployment.pools):
+        deployment = deployment.changed({"kv_tokens": KV_TOKENS})
+    cost, notes = _fitted(args, seen) if seen and not args.cost else (None, [])
+    laid = lay_out(deployment, cost)
+    return msgspec.structs.replace(laid, notes=[*notes, *laid.notes]), Slo.parse(deployment.slo)
+
+
+def _logged(seen: Observed) -> Deployment:
+    """An instance like that of a log, and its messages."""
+    config, limits = seen.config, seen.config.limits
+    pool = PoolSpec(
+        kv_tokens=config.pages * config.page_tokens,
+        page_tokens=config.page_tokens,
+        block_tokens=config.block_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_queued_reqs=limits.max_num_queued,
+        pipeline_depth=config.depth,
+    )
+    delay_ms = median(seen.delays) / 1e6 if seen.delays else 0.0
+    return Deployment(
+        policy=config.policy, pools=[pool], delays=DelaySpec(dispatch_ms=delay_ms, token_ms=delay_ms)
+    )  # fmt: skip
+
+
+def _fitted(args: argparse.Namespace, seen: Observed) -> tuple[Model, list[str]]:
+    if not seen.steps:
+        raise ValueError(f"{args.cost_from}: no step in it to fit step times to")
+    samples = condense(seen.steps)
+    chosen = choose(samples)
+    error = errors(samples, chosen.held_out)["all"]
+    return chosen.cost, [
+        f"Step times fitted to {len(seen.steps)} steps of {args.cost_from}: held-out relative error "
+        f"mean {100 * error['mean']:.1f} %, P90 {100 * error['p90']:.1f} %."
     ]
 
 
-def _instance(args: argparse.Namespace, seen: Observed | None) -> InstanceConfig:
-    """The log's configuration, or the policy row's defaults, with what the flags change."""
-    config = seen.config if seen else InstanceConfig(pages=4096)
-    if args.policy or not seen:
-        policy = args.policy or config.policy
-        config = msgspec.structs.replace(config, policy=policy, limits=row(policy).limits)
-    limits: dict[str, Any] = {
-        name: getattr(args, name) for name in ("max_num_seqs", "max_num_batched_tokens") if getattr(args, name)
-    }
-    return msgspec.structs.replace(
-        config, pages=args.kv_pages or config.pages, limits=msgspec.structs.replace(config.limits, **limits)
-    )
-
-
-def _requests_of(records: list[Record]) -> list[Request]:
+def requests_of(records: list[Record]) -> list[Request]:
     """The requests of a live run, with the lengths that their answers turned out to have."""
     return [
         Request(
@@ -104,10 +162,28 @@ def _requests_of(records: list[Record]) -> list[Request]:
     ]
 
 
-def _conclude(args: argparse.Namespace, records: list[Record], live: result.Result | None, notes: list[str]) -> int:
-    promised = live.summary.goodput.slo if live and live.summary.goodput else Slo()
+def set_idle(records: list[Record], requests: list[Request], laid: Laid) -> None:
+    """What each request would take on an idle instance of the first kind, messages included."""
+    cost, delays = laid.costs[0], laid.sim.delays
+    for record, request in zip(records, requests, strict=True):
+        ttft, record.idle_tpot_ns = cost.request_ns(request.prompt_tokens, request.output_tokens)
+        front = delays.front + round(delays.front_per_token * request.prompt_tokens)
+        record.idle_ttft_ns = ttft + front + delays.dispatch + delays.token
+
+
+def _conclude(
+    args: argparse.Namespace,
+    laid: Laid,
+    records: list[Record],
+    live: result.Result | None,
+    notes: list[str],
+    promised: Slo,
+) -> int:
+    if live and live.summary.goodput:
+        promised = live.summary.goodput.slo
     slo = Slo.parse(" ".join(args.goodput)) or promised
     summary = summarize(records, slo, percentiles=args.metric_percentiles, **args.warmup)
+    notes = [*notes, *_per_gpu(laid, summary)]
     if live:
         lived = summarize(live.records, slo, percentiles=args.metric_percentiles, **args.warmup)
         print("\n".join([report.compare(lived, summary, metrics=args.percentile_metrics), *notes]))
@@ -115,8 +191,18 @@ def _conclude(args: argparse.Namespace, records: list[Record], live: result.Resu
         print(report.render(summary, title="Simulated", metrics=args.percentile_metrics, notes=notes))
     path = os.path.join(args.result_dir, args.result_filename or "simulated.json")
     if args.save_result:
-        result.save(result.Result(run={"simulated": True, "notes": notes}, summary=summary, records=records), path)
+        run: dict[str, Any] = {key: value for key, value in vars(args).items() if not callable(value)}
+        run = {key: str(value) if isinstance(value, Path) else value for key, value in run.items()}
+        said = run | {"simulated": True, "notes": notes}
+        result.save(result.Result(run=said, summary=summary, records=records), path)
         print(f"Every request is in {path}")
     if args.plot is not None:
         bench.draw(records, slo, args.plot or os.path.splitext(path)[0] + ".png")
     return 0 if any(record.outcome == COMPLETED for record in records) else 1
+
+
+def _per_gpu(laid: Laid, summary: Summary) -> list[str]:
+    if not laid.gpus or summary.goodput is None:
+        return []
+    rate = summary.goodput.requests_per_s / laid.gpus
+    return [f"Goodput a GPU: {rate:.3f} req/s on each of {laid.gpus} GPUs, SLO {summary.goodput.slo}."]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from penstock.core.step import Features
+from penstock.cost.base import Cost
 from penstock.cost.composed import Composed
 from penstock.cost.linear import Linear
 from penstock.cost.piecewise import Piecewise
@@ -17,7 +19,23 @@ from penstock.cost.published.forms import BucketPhases, GroupPhases, Phases, Pip
 
 FORMAT, VERSION = "penstock-cost", 1
 
-Model = Linear | Piecewise | Phases | GroupPhases | BucketPhases | PipelinePhases | Table | Composed
+Plain = Linear | Piecewise | Phases | GroupPhases | BucketPhases | PipelinePhases | Table | Composed
+
+
+class Scaled(Cost, frozen=True):
+    """Another model, wrong by a factor: to see what that does to a policy."""
+
+    cost: Plain
+    factor: float
+
+    def step_ns(self, features: Features) -> int:
+        return max(1, round(self.cost.step_ns(features) * self.factor))
+
+    def interval_ns(self, features: Features) -> int:
+        return max(1, round(self.cost.interval_ns(features) * self.factor))
+
+
+Model = Plain | Scaled
 
 
 class CostFile(msgspec.Struct, kw_only=True):
