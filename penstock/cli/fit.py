@@ -63,7 +63,7 @@ def _sources(args: argparse.Namespace) -> tuple[Setup | None, dict[str, list[Sam
             points = profile.points(at)
         setup = found
         sources[str(path)] = [(point.features, point.median) for point in points]
-        print(f"{path}: {len(points)} steps, {sum(len(p.took) for p in points)} times; {setup}")
+        print(f"{path}: {len(points)} steps, {sum(len(p.took) for p in points)} undisturbed times; {setup}")
         _say_noise([p.took for p in points])
     for path in args.logs:
         steps = observe(path).steps

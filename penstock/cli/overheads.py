@@ -19,7 +19,7 @@ import zmq
 
 from penstock.api.tokenizer import load_tokenizer
 from penstock.core.batch import Limits
-from penstock.core.events import Load, StepDone, Submitted
+from penstock.core.events import StepDone, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
 from penstock.cost.profile import Overhead
@@ -113,7 +113,7 @@ def _round_trips() -> Iterator[list[Cell]]:
 
 
 def _round_trip(socket: "zmq.Socket[bytes]", batch: int) -> Cell:
-    stepped = m.Stepped([(0, Output(job, 1, 7, [job])) for job in range(batch)], Load())
+    stepped = m.Stepped([(0, Output(job, 1, 7, [job])) for job in range(batch)])
     encoder = msgspec.msgpack.Encoder()
 
     def run() -> float:

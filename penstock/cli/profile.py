@@ -5,8 +5,9 @@ penstock profile ./folder --grid default --out h200.sqlite
 penstock profile --import other.sqlite             take in what someone else measured
 penstock profile --list                            what the file holds
 
-Every point of the grid is measured several times, and all points once before any of them again: a machine that is slow
-for some seconds is then slow for a little of everything. Stopped, it goes on where it was with the same command.
+Every step of the grid is measured several times, and all steps once before any of them again: a machine that is slow
+for some seconds is then slow for a little of everything. Times during which other processes took the cores away are
+kept and not counted, and such a step is tried again. Stopped, it goes on where it was with the same command.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from penstock.cost import grid
 from penstock.cost.base import Cost
 from penstock.cost.fitting import REGIMES, regime
 from penstock.cost.linear import fit
-from penstock.cost.profile import Point, Profile, Setup
+from penstock.cost.profile import WAITED_MAX, Point, Profile, Setup, disturbed
 from penstock.drivers.worker import make_engine
 from penstock.engine.base import EngineInfo
 from penstock.engine.hub import DEMO, resolve
@@ -35,6 +36,8 @@ from penstock.engine.measure import Bench, hardware
 #: A step that takes less is measured twice on each occasion, one that takes more than the second once and not after a
 #: step of its own kind: seconds of its own are warm-up enough.
 SHORT_NS, LONG_NS = 50_000_000, 300_000_000
+#: So many rounds for each occasion, where other processes disturb.
+TRIES = 3
 #: What it takes to add and bind a job, and to hand a token over, in ns: for the time left, which corrects itself.
 JOB_NS, TOKEN_NS = 30_000, 60
 
@@ -117,16 +120,21 @@ class _Rounds:
 
     def run(self, steps: list[grid.Step]) -> None:
         visits = self.profile.visits(self.setup)
-        rounds = [[step for step in steps if visits.get(step, 0) <= turn] for turn in range(self.occasions)]
+        missing = {step: self.occasions - visits.get(step, 0) for step in steps}
         layout = "{percentage:3.0f} % |{bar}| {elapsed}, about {remaining} left{postfix}"
         with tqdm(total=1, bar_format=layout) as bar:
-            for turn, some in enumerate(rounds):
+            for turn in range(self.occasions * TRIES):
+                # Who has missed as many rounds as there are tries for each has had its share.
+                some = [step for step in steps if missing[step] > max(0, self.occasions - 1 - turn)]
                 self._refit()
-                expected_s = {step: self._visit_s(step) for later in rounds[turn:] for step in later}
-                bar.total = bar.n + sum(expected_s[step] for later in rounds[turn:] for step in later)
+                expected_s = {step: self._visit_s(step) for step in steps}
+                bar.total = bar.n + sum(expected_s[step] * max(0, missing[step]) for step in steps)
                 for step in some:
-                    bar.set_postfix_str(f"round {turn + 1} of {len(rounds)}, {grid.said(step)}")
-                    self._visit(step)
+                    bar.set_postfix_str(f"round {turn + 1}, {grid.said(step)}")
+                    if self._visit(step):
+                        missing[step] -= 1
+                    else:
+                        bar.total += expected_s[step]
                     bar.update(expected_s[step])
 
     def _refit(self) -> None:
@@ -135,11 +143,12 @@ class _Rounds:
         if len(samples) >= 20:
             self.cost = fit(samples)
 
-    def _visit(self, step: grid.Step) -> None:
-        times = self._times(step)
-        found, took_s = self.bench.measure(step, times)
-        counted = took_s[1:] or took_s
-        self.profile.add(self.setup, step, found, [max(1, round(s * 1e9)) for s in counted], time.time())
+    def _visit(self, step: grid.Step) -> bool:
+        """Measure a step on one occasion; whether it was left alone."""
+        found, took = self.bench.measure(step, self._times(step))
+        repeats = [(max(1, round(t.seconds * 1e9)), round(t.waited_s * 1e9)) for t in took[1:] or took]
+        self.profile.add(self.setup, step, found, repeats, time.time())
+        return not all(disturbed(*repeat) for repeat in repeats)
 
     def _times(self, step: grid.Step) -> int:
         """How often to run it in a row: the first of several is warm-up."""
@@ -173,19 +182,23 @@ def _setup(info: EngineInfo, model: str, folder: Path | None, null_cost: str) ->
 
 
 def _summary(points: list[Point]) -> str:
-    lines = [f"{'steps':10} {'points':>7} {'repeats':>8} {'median ms, from':>16} {'to':>10} {'deviation':>10}"]
+    lines = [
+        f"{'steps':10} {'points':>7} {'times':>7} {'disturbed':>10} {'median ms, from':>16} {'to':>9} {'deviation':>10}"
+    ]
     for name in REGIMES:
         some = [p for p in points if name in (regime(p.features), "all")]
         if some:
             medians = [p.median / 1e6 for p in some]
-            deviation = statistics.median(p.deviation for p in some)
+            repeats = [repeat for p in some for repeat in p.repeats]
+            others = sum(disturbed(*repeat) for repeat in repeats)
             lines.append(
-                f"{name:10} {len(some):7} {sum(len(p.took) for p in some):8} {min(medians):16.2f} {max(medians):10.2f} "
-                f"{100 * deviation:8.1f} %"
+                f"{name:10} {len(some):7} {len(repeats):7} {others:10} {min(medians):16.2f} {max(medians):9.2f} "
+                f"{100 * statistics.median(p.deviation for p in some):8.1f} %"
             )
-    lines.append(
-        "deviation: of a point's repeats from each other, standard, relative to their mean; median over points"
-    )
+    lines += [
+        f"disturbed: times in which threads waited for cores for more than {100 * WAITED_MAX:g} %; they do not count",
+        "deviation: of a point's times from each other, standard, relative to their mean; median over points",
+    ]
     return "\n".join(lines)
 
 

@@ -1,10 +1,11 @@
 """A step cost of broken lines: what kernels do differently at different sizes, still linear in its coefficients.
 
-    step = rows(new) + decodes(decodes) + contexts(sum of decode contexts) + a prompts + b (sum of prompt contexts)
+    step = rows(new) + decodes(decodes) + contexts(sum of decode contexts)
+         + a prompts + b prompt positions + c (sum of prompt contexts)
 
 Linear layers see rows, whoever they belong to, hence `rows`, which also holds what a step costs however small.
-`decodes` is what a job costs beyond its row (logits, sampling, its page table). `contexts` bends where KV no longer
-fits a cache. Lines never fall and coefficients are never negative, so a larger step never takes less time.
+`decodes` is what a job costs beyond its row (logits, sampling, its page table), b what a position of a prompt does
+(attention among neighbours, which is dear however little it sees). `contexts` bends where KV no longer fits a cache. Lines never fall and coefficients are never negative, so a larger step never takes less time.
 """
 
 from bisect import bisect_right
@@ -58,8 +59,9 @@ class Piecewise(Cost, frozen=True):
     decodes: Curve
     #: Over the sum of their contexts.
     contexts: Curve
-    #: ns of a slice of more than one position, and of a position that one of its positions sees.
+    #: ns of a slice of more than one position, of each of its positions, and of each position that one of those sees.
     prompt: float
+    position: float
     prompt_context: float
 
     def step_ns(self, features: Features) -> int:
@@ -73,7 +75,7 @@ class Piecewise(Cost, frozen=True):
         k = bisect_right(contexts.knots, decode_context) - 1
         fixed = rows.ns[i] + rows.slopes[i] * (new - rows.knots[i])
         fixed += jobs.ns[j] + jobs.slopes[j] * (decodes - jobs.knots[j])
-        fixed += self.prompt * features.prompts
+        fixed += self.prompt * features.prompts + self.position * (new - decodes)
         read = contexts.ns[k] + contexts.slopes[k] * (decode_context - contexts.knots[k])
         ns = round(fixed + self.prompt_context * (context - decode_context) + read)
         return ns if ns > 0 else 1
@@ -85,7 +87,7 @@ class Piecewise(Cost, frozen=True):
         contexts = self.contexts
         fixed = self.rows.at(first.new)
         fixed += self.decodes.at(first.decodes)
-        fixed += self.prompt * first.prompts
+        fixed += self.prompt * first.prompts + self.position * (first.new - first.decodes)
         at = np.arange(count)
         decode_context = first.decode_context + at * first.decodes
         k = np.searchsorted(contexts.knots, decode_context, side="right") - 1
@@ -120,16 +122,16 @@ def fit(samples: Sequence[tuple[Features, int]], knots: Knots) -> Piecewise:
     ]  # fmt: skip
     parts = [_segments(line, over) for line, over in zip(lines, (new, decodes, decode_context), strict=True)]
     ones = np.ones((len(samples), 1))
-    table = np.hstack([ones, *parts, prompts[:, None], (context - decode_context)[:, None]])
+    others = np.stack([prompts, new - decodes, context - decode_context], axis=1)
+    table = np.hstack([ones, *parts, others])
     took = np.array([ns for _, ns in samples], float)
     found = _solve(table / took[:, None], [len(line) for line in lines])
     base, *rest = found.tolist()
     slopes = [[rest.pop(0) for _ in line] for line in lines]
-    prompt, prompt_context = rest
     rows, jobs, contexts = (
         _curve(line, some, start) for line, some, start in zip(lines, slopes, (base, 0.0, 0.0), strict=True)
     )
-    return Piecewise(rows, jobs, contexts, prompt, prompt_context)
+    return Piecewise(rows, jobs, contexts, *rest)
 
 
 def _kept(knots: Sequence[int], over: Array) -> list[int]:

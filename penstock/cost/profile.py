@@ -2,7 +2,7 @@
 
     setups      what was measured, on what: hardware, model, dtype, engine ... and an id
     points      a step of a setup, as groups (see `grid`), and its features
-    repeats     each single time of a point, in ns, and when it was taken
+    repeats     each single time of a point, in ns, when it was taken, and how long its threads waited for a core
     overheads   what is not the model's own work, by name and parameter
 
 Knows nothing of engines or of fits.
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
@@ -33,10 +33,12 @@ CREATE TABLE setups (id INTEGER PRIMARY KEY, hardware TEXT, model TEXT, config T
 CREATE TABLE points (id INTEGER PRIMARY KEY, setup INTEGER NOT NULL REFERENCES setups, step TEXT NOT NULL,
     new INTEGER, new_context INTEGER, decodes INTEGER, decode_context INTEGER, prompts INTEGER, UNIQUE (setup, step));
 CREATE TABLE repeats (point INTEGER NOT NULL REFERENCES points, at_s REAL NOT NULL, ns INTEGER NOT NULL,
-    UNIQUE (point, at_s, ns));
+    waited_ns INTEGER NOT NULL, UNIQUE (point, at_s, ns));
 CREATE TABLE overheads (setup INTEGER NOT NULL REFERENCES setups, name TEXT NOT NULL, parameter TEXT NOT NULL,
     ns REAL NOT NULL, deviation_ns REAL NOT NULL, repeats INTEGER NOT NULL, UNIQUE (setup, name, parameter));
 """
+#: Threads that waited for a core for more than this share of a step were disturbed by other processes.
+WAITED_MAX = 0.02
 _SETUP = "hardware, model, config, dtype, engine, threads, tp, pp, page_tokens"
 
 
@@ -64,17 +66,31 @@ class Point(msgspec.Struct, frozen=True):
 
     step: Step
     features: Features
-    #: ns of each repeat, in the order of time.
-    took: list[int]
+    #: (ns, ns that its threads waited for a core) of each repeat, in the order of time.
+    repeats: list[tuple[int, int]]
+
+    @property
+    def took(self) -> list[int]:
+        """ns of the repeats that nothing disturbed; where there are none, of the one that waited least."""
+        return [ns for ns, waited in self.repeats if not disturbed(ns, waited)] or [
+            min(self.repeats, key=lambda repeat: repeat[1] / repeat[0])[0]
+        ]
 
     @property
     def median(self) -> int:
+        """What the step typically takes, ns."""
         return round(statistics.median(self.took))
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the repeats, as a fraction of their mean; 0 of a single one."""
-        return statistics.stdev(self.took) / statistics.fmean(self.took) if len(self.took) > 1 else 0.0
+        """Standard deviation of `took`, as a fraction of its mean; 0 of a single one."""
+        took = self.took
+        return statistics.stdev(took) / statistics.fmean(took) if len(took) > 1 else 0.0
+
+
+def disturbed(ns: int, waited_ns: int) -> bool:
+    """Whether other processes had a part in such a time."""
+    return waited_ns > WAITED_MAX * ns
 
 
 class Overhead(msgspec.Struct, frozen=True):
@@ -148,8 +164,8 @@ class Profile:
             (found,) = self._db.execute(f"SELECT id FROM setups WHERE ({_SETUP}) = ({marks})", values).fetchone()
         return int(found)
 
-    def add(self, setup: int, step: Step, features: Features, took: Sequence[int], at_s: float) -> None:
-        """Times of a step (ns), all taken on one occasion. In the file for good a second later at most."""
+    def add(self, setup: int, step: Step, features: Features, repeats: Sequence[tuple[int, int]], at_s: float) -> None:
+        """Times of a step (see `Point.repeats`), all of one occasion. In the file for good a second later at most."""
         text = msgspec.json.encode(step).decode()
         values = msgspec.structs.astuple(features)
         with self._errors():
@@ -158,7 +174,8 @@ class Profile:
                 "VALUES (?, ?, ?, ?, ?, ?, ?)", (setup, text, *values),
             )  # fmt: skip
             (point,) = self._db.execute("SELECT id FROM points WHERE (setup, step) = (?, ?)", (setup, text)).fetchone()
-            self._db.executemany("INSERT OR IGNORE INTO repeats VALUES (?, ?, ?)", [(point, at_s, ns) for ns in took])
+            rows = [(point, at_s, *repeat) for repeat in repeats]
+            self._db.executemany("INSERT OR IGNORE INTO repeats VALUES (?, ?, ?, ?)", rows)
             if time.monotonic() > self._kept_s + 1:
                 self._db.commit()
                 self._kept_s = time.monotonic()
@@ -176,8 +193,8 @@ class Profile:
         read = [(setup, other._repeats(at), other.overheads(at)) for at, setup in other.setups()]
         for setup, repeats, overheads in read:
             mine = self.setup_id(setup)
-            for step, features, at_s, ns in repeats:
-                self.add(mine, step, features, [ns], at_s)
+            for step, features, at_s, repeat in repeats:
+                self.add(mine, step, features, [repeat], at_s)
             for overhead in overheads:
                 self.add_overhead(mine, overhead)
         after = self._totals()
@@ -199,15 +216,16 @@ class Profile:
     def points(self, setup: int) -> list[Point]:
         """Points of a setup that have a time, in the order in which they were first measured."""
         found: dict[Step, Point] = {}
-        for step, features, _, ns in self._repeats(setup):
-            found.setdefault(step, Point(step, features, [])).took.append(ns)
+        for step, features, _, repeat in self._repeats(setup):
+            found.setdefault(step, Point(step, features, [])).repeats.append(repeat)
         return list(found.values())
 
     def visits(self, setup: int) -> dict[Step, int]:
-        """On how many occasions each step was measured."""
+        """On how many occasions each step was measured undisturbed."""
         occasions: dict[Step, set[float]] = {}
-        for step, _, at_s, _ in self._repeats(setup):
-            occasions.setdefault(step, set()).add(at_s)
+        for step, _, at_s, repeat in self._repeats(setup):
+            if not disturbed(*repeat):
+                occasions.setdefault(step, set()).add(at_s)
         return {step: len(times) for step, times in occasions.items()}
 
     def overheads(self, setup: int) -> list[Overhead]:
@@ -216,9 +234,9 @@ class Profile:
         with self._errors():
             return [Overhead(*row) for row in self._db.execute(query, (setup,))]
 
-    def _repeats(self, setup: int) -> list[tuple[Step, Features, float, int]]:
+    def _repeats(self, setup: int) -> list[tuple[Step, Features, float, tuple[int, int]]]:
         query = (
-            "SELECT step, new, new_context, decodes, decode_context, prompts, at_s, ns FROM points "
+            "SELECT step, new, new_context, decodes, decode_context, prompts, at_s, ns, waited_ns FROM points "
             "JOIN repeats ON point = id WHERE setup = ? ORDER BY at_s, repeats.rowid"
         )
         with self._errors():
@@ -235,13 +253,13 @@ class Profile:
         return points, repeats
 
 
-def _repeat(row: tuple[str, int, int, int, int, int, float, int]) -> tuple[Step, Features, float, int]:
+def _repeat(row: tuple[Any, ...]) -> tuple[Step, Features, float, tuple[int, int]]:
     """A row of the file, checked: files come from other people too."""
-    text, *values, at_s, ns = row
+    text, *values, at_s, ns, waited_ns = row
     step = msgspec.json.decode(text, type=Step)
     found = grid.features(step)
     if tuple(values) != msgspec.structs.astuple(found) or found.new < 1:
         raise ValueError(f"the step {text} cannot have the features {values}")
-    if not isinstance(ns, int) or ns < 1:
-        raise ValueError(f"a time of {ns!r} ns")
-    return step, found, at_s, ns
+    if not isinstance(ns, int) or ns < 1 or not isinstance(waited_ns, int) or waited_ns < 0:
+        raise ValueError(f"a time of {ns!r} ns, {waited_ns!r} of them waiting")
+    return step, found, at_s, (ns, waited_ns)

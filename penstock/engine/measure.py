@@ -8,9 +8,10 @@ same KV would find it in a cache.
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from penstock.core.step import Features, Slice, StepPlan, features
 from penstock.engine.base import Engine, EngineInfo
@@ -21,6 +22,15 @@ Group = tuple[int, int, int]
 
 #: Positions that are computed in one step when contexts are made.
 _MAKE_TOKENS = 512
+_TASKS = Path("/proc/self/task")
+
+
+class Took(NamedTuple):
+    """One execution of a step."""
+
+    seconds: float
+    #: What this process's threads waited in all for a core that something else was on; 0 where nobody knows.
+    waited_s: float
 
 
 class Bench:
@@ -50,8 +60,8 @@ class Bench:
         longest = max(start + count for _, start, count in groups)
         return longest < self._info.max_len and self._pages(groups, times, self._blocks(groups)) <= self._info.pages
 
-    def measure(self, groups: Sequence[Group], times: int = 1) -> tuple[Features, list[float]]:
-        """The step's features, and the seconds that it took, each of `times` in a row, with jobs of their own."""
+    def measure(self, groups: Sequence[Group], times: int = 1) -> tuple[Features, list[Took]]:
+        """The step's features, and what it took, each of `times` in a row, with jobs of their own."""
         if self._pages(groups, times, max(len(self._keys), self._blocks(groups))) > self._info.pages:
             self._evict()
         self._make_blocks(self._blocks(groups))
@@ -60,9 +70,9 @@ class Bench:
         for piece in short:
             if piece.count:
                 self._run([piece])
-        took_s = [self._run(slices) for slices in rounds]
+        took = [self._run(slices) for slices in rounds]
         self._release()
-        return features(StepPlan(0, rounds[0])), took_s
+        return features(StepPlan(0, rounds[0])), took
 
     @property
     def _block(self) -> int:
@@ -100,12 +110,13 @@ class Bench:
                 self._engine.share(job, self._keys[-1])
             self._release()
 
-    def _run(self, slices: list[Slice]) -> float:
+    def _run(self, slices: list[Slice]) -> Took:
         plan = StepPlan(self._seq, slices)
         self._seq += 1
+        waited_s = _waited_s()
         start_s = time.perf_counter()
         self._engine.run(plan)
-        return time.perf_counter() - start_s
+        return Took(time.perf_counter() - start_s, _waited_s() - waited_s)
 
     def _add(self, prompt: int) -> int:
         job = self._id()
@@ -127,6 +138,16 @@ class Bench:
         for key in self._keys:
             self._engine.evict(key)
         self._keys.clear()
+
+
+def _waited_s(tasks: Path = _TASKS) -> float:
+    """Seconds that threads of this process were ready to run and did not, since they began; Linux counts them."""
+    waited_ns = 0
+    for path in tasks.glob("*/schedstat"):
+        # A thread may end meanwhile.
+        with suppress(OSError, ValueError, IndexError):
+            waited_ns += int(path.read_text().split()[1])
+    return waited_ns / 1e9
 
 
 def hardware(info: EngineInfo, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

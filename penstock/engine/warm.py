@@ -53,7 +53,7 @@ def _decodes(block_tokens: int) -> list[list[Group]]:
 
 
 def _best(bench: Bench, groups: list[Group]) -> Point:
-    what, took_s = bench.measure(groups)
-    if took_s[0] < _LONG_S:
-        took_s += bench.measure(groups, _REPEATS - 1)[1]
-    return what, min(took_s)
+    what, took = bench.measure(groups)
+    if took[0].seconds < _LONG_S:
+        took += bench.measure(groups, _REPEATS - 1)[1]
+    return what, min(took).seconds

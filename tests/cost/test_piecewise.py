@@ -15,6 +15,7 @@ TRUTH = Piecewise(
     Curve([0, 8], [0.0, 8 * 3.1e4], [3.1e4, 9e3]),
     Curve([0, 4096], [0.0, 4096 * 11.7], [11.7, 29.3]),
     25e3,
+    4e3,
     7.3,
 )
 
@@ -39,7 +40,7 @@ def test_repeated_steps_take_exactly_what_each_takes_alone() -> None:
 
 
 def test_halves_are_rounded_alike() -> None:
-    cost = Piecewise(Curve([0], [0.0], [0.0]), Curve([0], [0.0], [0.0]), Curve([0], [0.5], [0.5]), 0.0, 0.0)
+    cost = Piecewise(Curve([0], [0.0], [0.0]), Curve([0], [0.0], [0.0]), Curve([0], [0.5], [0.5]), 0.0, 0.0, 0.0)
     first = Features(1, 10, 1, 10)
     assert cost.steps_ns(first, 1, 50).tolist() == [cost.step_ns(features) for features in repeated(first, 1, 50)]
 

@@ -18,8 +18,8 @@ def filled(path: Path, setup: Setup = SETUP, first: int = 1000) -> Path:
     with Profile(path) as profile:
         at = profile.setup_id(setup)
         for i, step in enumerate(STEPS[:4]):
-            profile.add(at, step, grid.features(step), [first + i, first + 2 + i], at_s=float(i))
-        profile.add(at, STEPS[0], grid.features(STEPS[0]), [first + 9], at_s=9.0)
+            profile.add(at, step, grid.features(step), [(first + i, 0), (first + 2 + i, 5)], at_s=float(i))
+        profile.add(at, STEPS[0], grid.features(STEPS[0]), [(first + 9, 7), (9 * first, 8 * first)], at_s=9.0)
         profile.add_overhead(at, Overhead("deciding", "8 running", 2e4, 1e3, 9))
     return path
 
@@ -38,6 +38,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert profile.overheads(at) == [Overhead("deciding", "8 running", 2e4, 1e3, 9)]
 
 
+def test_times_during_which_others_had_the_cores_count_only_where_there_are_no_better_ones(tmp_path: Path) -> None:
+    step = STEPS[0]
+    with Profile(tmp_path / "p.sqlite") as profile:
+        at = profile.setup_id(SETUP)
+        profile.add(at, step, grid.features(step), [(5000, 900), (4000, 300)], 0.0)
+        assert profile.points(at)[0].took == [4000]
+        assert profile.visits(at) == {}
+        profile.add(at, step, grid.features(step), [(1000, 20), (1010, 0)], 1.0)
+        assert profile.points(at)[0].took == [1000, 1010]
+        assert profile.visits(at) == {step: 1}
+
+
 def test_setups_that_differ_in_anything_are_kept_apart(tmp_path: Path) -> None:
     with Profile(tmp_path / "p.sqlite") as profile:
         ids = [profile.setup_id(SETUP)]
@@ -53,7 +65,7 @@ def test_another_file_is_taken_in_once(tmp_path: Path) -> None:
     filled(tmp_path / "b.sqlite", first=5000)
     filled(tmp_path / "c.sqlite", msgspec.structs.replace(SETUP, hardware="other"))
     with Profile(tmp_path / "a.sqlite") as profile:
-        for name, expected in (("b", (0, 9)), ("b", (0, 0)), ("c", (4, 9))):
+        for name, expected in (("b", (0, 10)), ("b", (0, 0)), ("c", (4, 10))):
             with Profile(tmp_path / f"{name}.sqlite") as other:
                 assert profile.merge(other) == expected
         assert [setup.hardware for _, setup in profile.setups()] == ["h", "other"]
@@ -63,7 +75,7 @@ def test_another_file_is_taken_in_once(tmp_path: Path) -> None:
 def test_what_an_interrupted_run_measured_is_there(tmp_path: Path) -> None:
     def interrupted() -> None:
         with Profile(tmp_path / "p.sqlite") as profile:
-            profile.add(profile.setup_id(SETUP), STEPS[0], grid.features(STEPS[0]), [7], 0.0)
+            profile.add(profile.setup_id(SETUP), STEPS[0], grid.features(STEPS[0]), [(7, 7)], 0.0)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -118,7 +130,7 @@ def test_damaged_rows_are_found_and_not_taken_in(tmp_path: Path, damage: str) ->
     ):
         profile.merge(other)
     with Profile(tmp_path / "good.sqlite") as profile:
-        assert sum(len(point.took) for point in profile.points(1)) == 9
+        assert sum(len(point.repeats) for point in profile.points(1)) == 10
 
 
 def test_a_grid_s_features_are_those_of_its_plans_and_stopping_early_leaves_a_spread() -> None:

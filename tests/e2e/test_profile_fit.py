@@ -20,7 +20,7 @@ def count(path: Path) -> tuple[int, int]:
     """Points and single times in a file with one setup."""
     with Profile(path, must_exist=True) as profile:
         points = profile.points(1)
-        return len(points), sum(len(point.took) for point in points)
+        return len(points), sum(len(point.repeats) for point in points)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,7 @@ def test_stopped_half_way_it_goes_on(tmp_path: Path, how: signal.Signals) -> Non
     command = [sys.executable, "-m", "penstock.cli.main", "profile", "--engine", "null", "--null-cost", "10,0,0"]
     process = subprocess.Popen([*command, "--out", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     ends_s = time.monotonic() + 60
-    while not path.exists() or not _some(path):
-        assert time.monotonic() < ends_s
+    while process.poll() is None and time.monotonic() < ends_s and not (path.exists() and _some(path)):
         time.sleep(0.1)
     process.send_signal(how)
     said, _ = process.communicate(timeout=30)

@@ -53,18 +53,18 @@ def test_a_real_engine_executes_the_step_asked_for(
     engine: TransformersEngine, groups: list[Group], expected: Features
 ) -> None:
     with Bench(engine) as bench:
-        found, took_s = bench.measure(groups, 3)
+        found, took = bench.measure(groups, 3)
     assert found == expected
-    assert len(took_s) == 3
-    assert min(took_s) > 0
+    assert len(took) == 3
+    assert all(one.seconds > 0 and one.waited_s >= 0 for one in took)
     assert engine.used() == 0
 
 
 def test_times_are_those_of_the_step_alone() -> None:
     engine = Watched()
     with Bench(engine) as bench:
-        _, took_s = bench.measure([(2, 130, 1)], 2)
-    assert all(4e-4 <= seconds < 4e-2 for seconds in took_s)
+        _, took = bench.measure([(2, 130, 1)], 2)
+    assert all(4e-4 <= one.seconds < 0.4 for one in took)
     assert [features(plan) for plan in engine.plans[-2:]] == [Features(2, 262, 2, 262, 0)] * 2
 
 
