@@ -102,9 +102,9 @@ def _say_noise(times: list[list[int]]) -> None:
 
 def _table(chosen: Chosen, found: dict[str, dict[str, float]], sources: dict[str, list[Sample]]) -> str:
     """Errors of points that the model was not shown, in percent."""
-    lines = ["", f"{'form':28} {'mean held-out error':>20}"]
+    lines = ["", f"{'form':44} {'mean held-out error':>20}"]
     for name, mean in chosen.candidates.items():
-        lines.append(f"{name:28} {100 * mean:18.2f} %" + ("   <- taken" if name == chosen.name else ""))
+        lines.append(f"{name:44} {100 * mean:18.2f} %" + ("   <- taken" if name == chosen.name else ""))
     columns = {
         "mean": "mean",
         "geometric": "geo. mean",

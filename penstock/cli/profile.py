@@ -36,8 +36,10 @@ from penstock.engine.measure import Bench, hardware
 #: A step that takes less is measured twice on each occasion, one that takes more than the second once and not after a
 #: step of its own kind: seconds of its own are warm-up enough.
 SHORT_NS, LONG_NS = 50_000_000, 300_000_000
+#: Steps that take long are measured on fewer occasions, to take no more than this each, but on two at least.
+STEP_NS = 1_500_000_000
 #: So many rounds for each occasion, where other processes disturb.
-TRIES = 3
+TRIES = 2
 #: What it takes to add and bind a job, and to hand a token over, in ns: for the time left, which corrects itself.
 JOB_NS, TOKEN_NS = 30_000, 60
 
@@ -49,13 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measuring.add_argument(
         "--grid", choices=grid.NAMES, default="coarse", help="which steps; decode and prefill are parts of default"
     )
-    measuring.add_argument("--repeat", type=int, default=5, help="occasions for each step (default: %(default)s)")
+    measuring.add_argument(
+        "--repeat", type=int, default=5, help="occasions for a step, fewer for long ones (default: %(default)s)"
+    )
     measuring.add_argument(
         "--max-num-batched-tokens", type=int, default=Limits().max_num_batched_tokens,
         help="positions in a step, as served (default: %(default)s)",
     )  # fmt: skip
     measuring.add_argument(
-        "--context-tokens", type=int, default=8192, help="different positions that decoding jobs have as their context"
+        "--context-tokens", type=int, default=4096, help="different positions that decoding jobs have as their context"
     )
     files = parser.add_argument_group("files")
     files.add_argument("--import", dest="others", nargs="+", default=[], type=Path, metavar="SQLITE",
@@ -96,7 +100,7 @@ def _measure(args: argparse.Namespace, profile: Profile) -> int:
     with Bench(engine, args.context_tokens) as bench:
         wanted = grid.steps(args.grid, args.max_num_batched_tokens)
         steps = [step for step in wanted if bench.fits(step)]
-        _say(f"grid {args.grid}: {len(steps)} steps, {args.repeat} occasions each; "
+        _say(f"grid {args.grid}: {len(steps)} steps, on up to {args.repeat} occasions each; "
              f"{len(wanted) - len(steps)} left out, for which there is no room")  # fmt: skip
         if not steps:
             raise ValueError("no step of the grid fits: give more --kv-pages or a longer --max-model-len")
@@ -114,18 +118,17 @@ class _Rounds:
         self.profile = profile
         self.setup = setup
         self.bench = bench
-        #: For the time left, and for how often to repeat a step.
-        self.cost = cost
+        #: As measured at the start, and as known by now.
+        self.first = self.cost = cost
         self.occasions = occasions
 
     def run(self, steps: list[grid.Step]) -> None:
         visits = self.profile.visits(self.setup)
-        missing = {step: self.occasions - visits.get(step, 0) for step in steps}
+        missing = {step: self._wanted(step) - visits.get(step, 0) for step in steps}
         layout = "{percentage:3.0f} % |{bar}| {elapsed}, about {remaining} left{postfix}"
         with tqdm(total=1, bar_format=layout) as bar:
             for turn in range(self.occasions * TRIES):
-                # Who has missed as many rounds as there are tries for each has had its share.
-                some = [step for step in steps if missing[step] > max(0, self.occasions - 1 - turn)]
+                some = [step for step in steps if missing[step] > 0 and turn < TRIES * self._wanted(step)]
                 self._refit()
                 expected_s = {step: self._visit_s(step) for step in steps}
                 bar.total = bar.n + sum(expected_s[step] * max(0, missing[step]) for step in steps)
@@ -136,6 +139,10 @@ class _Rounds:
                     else:
                         bar.total += expected_s[step]
                     bar.update(expected_s[step])
+
+    def _wanted(self, step: grid.Step) -> int:
+        """On how many occasions to measure a step."""
+        return min(self.occasions, max(2, STEP_NS // self.first.step_ns(grid.features(step))))
 
     def _refit(self) -> None:
         """By what has been measured, once there is enough."""

@@ -36,13 +36,19 @@ def _powers(base: float, least: int, most: int) -> tuple[int, ...]:
 
 
 _CONTEXTS = tuple(1 << n for n in (12, 14, 16))
+_ROWS, _JOBS = _powers(4, 1, 4096), _powers(4, 1, 256)
+_FORMS = {
+    "piecewise in rows": Knots(_ROWS, (), ()),
+    "piecewise in rows and contexts": Knots(_ROWS, (), _CONTEXTS),
+    "piecewise in rows, jobs and contexts": Knots(_powers(2, 1, 4096), _JOBS, _CONTEXTS),
+    "piecewise in all three, many knots": Knots(_powers(2**0.5, 1, 4096), _powers(2, 1, 256), _CONTEXTS),
+}
+_SMOOTH = {"": 0.03, ", smooth": 0.3}
 #: Candidates, the simplest first: it wins a draw.
-CANDIDATES: dict[str, Callable[[Sequence[Sample]], Model]] = {
-    "linear": linear.fit,
-    "piecewise, few knots": partial(piecewise.fit, knots=Knots(_powers(8, 1, 4096), (1, 8, 64), ())),
-    "piecewise": partial(piecewise.fit, knots=Knots(_powers(2, 1, 4096), _powers(4, 1, 256), ())),
-    "piecewise, many knots": partial(piecewise.fit, knots=Knots(_powers(2**0.5, 1, 4096), _powers(2, 1, 256), ())),
-    "piecewise, with context": partial(piecewise.fit, knots=Knots(_powers(2, 1, 4096), _powers(4, 1, 256), _CONTEXTS)),
+CANDIDATES: dict[str, Callable[[Sequence[Sample]], Model]] = {"linear": linear.fit} | {
+    name + how: partial(piecewise.fit, knots=knots, smooth=smooth)
+    for name, knots in _FORMS.items()
+    for how, smooth in _SMOOTH.items()
 }
 
 

@@ -15,7 +15,7 @@ Step = tuple[Group, ...]
 #: name -> (prompt lengths, positions before them, prompts in a step; batches, contexts; batches of mixed steps, chunks)
 GRIDS: dict[str, tuple[Sequence[int], ...]] = {
     "coarse": (
-        (8, 32, 64, 128, 256, 512, 1024), (512,), (4,),
+        (8, 32, 64, 128, 256, 512), (512,), (4,),
         (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128), (128, 768),
         (4, 16, 48), (32, 128, 384),
     ),
@@ -40,6 +40,7 @@ def steps(name: str, tokens_max: int) -> list[Step]:
     alone: list[Step] = [((1, 0, n),) for n in lengths]
     alone += [((1, start, n),) for start in starts for n in lengths]
     alone += [((many, 0, n),) for many in prompts for n in lengths if many * n <= max(lengths)]
+    alone += [((1, 0, 2 * max(lengths)),)]
     decoding: list[Step] = [((batch, context, 1),) for context in contexts for batch in batches]
     both: list[Step] = [
         ((batch, contexts[(i + j) % len(contexts)], 1), (1, 0 if (i + j) % 3 else starts[0], n))

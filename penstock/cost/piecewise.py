@@ -5,7 +5,8 @@
 
 Linear layers see rows, whoever they belong to, hence `rows`, which also holds what a step costs however small.
 `decodes` is what a job costs beyond its row (logits, sampling, its page table), b what a position of a prompt does
-(attention among neighbours, which is dear however little it sees). `contexts` bends where KV no longer fits a cache. Lines never fall and coefficients are never negative, so a larger step never takes less time.
+(attention among neighbours, which is dear however little it sees). `contexts` bends where KV no longer fits a cache.
+Lines never fall and coefficients are never negative, so a larger step never takes less time.
 """
 
 from bisect import bisect_right
@@ -21,8 +22,6 @@ from penstock.cost.base import Cost
 
 #: From so many repeated steps on, arrays are quicker than a loop.
 _MANY = 16
-#: How strongly neighbouring slopes are drawn together: enough to fill segments that few points lie in.
-_SMOOTH = 0.03
 #: Rounds of reweighting, and beyond how many median errors a point counts for less.
 _ROUNDS, _FAR = 6, 2.5
 
@@ -107,10 +106,11 @@ class Knots(msgspec.Struct, frozen=True):
     contexts: tuple[int, ...]
 
 
-def fit(samples: Sequence[tuple[Features, int]], knots: Knots) -> Piecewise:
+def fit(samples: Sequence[tuple[Features, int]], knots: Knots, smooth: float = 0.03) -> Piecewise:
     """The cost with the least *relative* error over (features, ns), far-off samples counting for less.
 
-    Knots beyond all samples are left out. Raises ValueError without samples.
+    `smooth` is how strongly neighbouring slopes are drawn together: a little fills segments that few samples lie in,
+    more holds against noise. Knots beyond all samples are left out. Raises ValueError without samples.
     """
     if not samples:
         raise ValueError("a cost cannot be fitted to no steps at all: measure some first")
@@ -125,7 +125,7 @@ def fit(samples: Sequence[tuple[Features, int]], knots: Knots) -> Piecewise:
     others = np.stack([prompts, new - decodes, context - decode_context], axis=1)
     table = np.hstack([ones, *parts, others])
     took = np.array([ns for _, ns in samples], float)
-    found = _solve(table / took[:, None], [len(line) for line in lines])
+    found = _solve(table / took[:, None], [len(line) for line in lines], smooth)
     base, *rest = found.tolist()
     slopes = [[rest.pop(0) for _ in line] for line in lines]
     rows, jobs, contexts = (
@@ -153,12 +153,12 @@ def _curve(knots: list[int], slopes: list[float], start: float) -> Curve:
     return Curve(knots, values, slopes)
 
 
-def _solve(rows: Array, lines: list[int]) -> Array:
+def _solve(rows: Array, lines: list[int], strength: float) -> Array:
     """x >= 0 for which `rows` x is nearest to 1, by least squares that are reweighted so that outliers count for
     less (Huber). `lines` are the lengths of the broken lines, whose columns follow the first one."""
     scale = np.sqrt((rows**2).mean(axis=0)) + 1e-300
     scaled = rows / scale
-    smooth = _smoothing(scale, lines) * np.sqrt(len(rows))
+    smooth = strength * np.sqrt(len(rows)) * _smoothing(scale, lines)
     target = np.concatenate([np.ones(len(rows)), np.zeros(len(smooth))])
     weights = np.ones(len(rows))
     for _ in range(_ROUNDS):
@@ -178,6 +178,6 @@ def _smoothing(scale: Array, lines: list[int]) -> Array:
             row = np.zeros(len(scale))
             middle = np.sqrt(scale[i] * scale[i + 1])
             row[i], row[i + 1] = middle / scale[i], -middle / scale[i + 1]
-            rows.append(_SMOOTH * row)
+            rows.append(row)
         at += length
     return np.array(rows).reshape(-1, len(scale))
