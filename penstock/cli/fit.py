@@ -16,7 +16,7 @@ from pathlib import Path
 import penstock
 from penstock.cost import fitting, models
 from penstock.cost.fitting import Chosen, Sample
-from penstock.cost.profile import Profile, Setup
+from penstock.cost.profile import Point, Profile, Setup
 from penstock.drivers.log import observe
 from penstock.metrics import fitplot, plot
 
@@ -60,8 +60,8 @@ def _sources(args: argparse.Namespace) -> tuple[Setup | None, dict[str, list[Sam
             at, found = _setup(profile, args.hardware, args.model)
             if setup is not None and found != setup:
                 raise ValueError(f"{path} was measured on another setup, and times do not mix:\n  {found}\n  {setup}")
-            points = profile.points(at)
-        setup = found
+            everything = profile.points(at)
+        setup, points = found, _settled(path, everything)
         sources[str(path)] = [(point.features, point.median) for point in points]
         print(f"{path}: {len(points)} steps, {sum(len(p.took) for p in points)} undisturbed times; {setup}")
         _say_noise([p.took for p in points])
@@ -70,6 +70,16 @@ def _sources(args: argparse.Namespace) -> tuple[Setup | None, dict[str, list[Sam
         sources[str(path)] = fitting.condense(steps)
         print(f"{path}: {len(steps)} steps, of {len(sources[str(path)])} kinds; the median of each kind counts")
     return setup, sources
+
+
+def _settled(path: Path, points: list[Point]) -> list[Point]:
+    """The points that other programs ever left alone; all of them where those are too few."""
+    good = [point for point in points if point.settled]
+    if len(good) < fitting.POINTS_MIN:
+        return points
+    if len(good) < len(points):
+        print(f"{path}: left out {len(points) - len(good)} steps that other programs disturbed every time")
+    return good
 
 
 def _setup(profile: Profile, hardware: str, model: str) -> tuple[int, Setup]:

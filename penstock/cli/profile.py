@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 when every point of the grid has its times; 130 if stopped before."""
+    """0 when the grid has been gone over; 130 if stopped before."""
     if args.list:
         return _list(args.out)
     if args.others:
@@ -107,6 +107,9 @@ def _measure(args: argparse.Namespace, profile: Profile) -> int:
         _Rounds(profile, at, bench, cost, args.repeat).run(steps)
     print(_summary(profile.points(at)))
     print(overheads.table(profile.overheads(at)))
+    if unsettled := sum(not point.settled for point in profile.points(at)):
+        print(f"WARNING: other programs had the cores whenever {unsettled} of the steps were measured; "
+              "the same command tries those again")  # fmt: skip
     print(f"All of it is in {args.out}. Next: penstock fit {args.out}")
     return 0
 

@@ -70,6 +70,11 @@ class Point(msgspec.Struct, frozen=True):
     repeats: list[tuple[int, int]]
 
     @property
+    def settled(self) -> bool:
+        """Whether it was ever left alone."""
+        return not all(disturbed(*repeat) for repeat in self.repeats)
+
+    @property
     def took(self) -> list[int]:
         """ns of the repeats that nothing disturbed; where there are none, of the one that waited least."""
         return [ns for ns, waited in self.repeats if not disturbed(ns, waited)] or [

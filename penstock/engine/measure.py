@@ -113,10 +113,10 @@ class Bench:
     def _run(self, slices: list[Slice]) -> Took:
         plan = StepPlan(self._seq, slices)
         self._seq += 1
-        waited_s = _waited_s()
+        before_s = waited_s()
         start_s = time.perf_counter()
         self._engine.run(plan)
-        return Took(time.perf_counter() - start_s, _waited_s() - waited_s)
+        return Took(time.perf_counter() - start_s, waited_s() - before_s)
 
     def _add(self, prompt: int) -> int:
         job = self._id()
@@ -140,7 +140,7 @@ class Bench:
         self._keys.clear()
 
 
-def _waited_s(tasks: Path = _TASKS) -> float:
+def waited_s(tasks: Path = _TASKS) -> float:
     """Seconds that threads of this process were ready to run and did not, since they began; Linux counts them."""
     waited_ns = 0
     for path in tasks.glob("*/schedstat"):
