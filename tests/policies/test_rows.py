@@ -151,38 +151,3 @@ def test_an_unknown_row_is_named_with_those_that_exist() -> None:
 
 #: 10 ms a step, 1 ms a prompt position, 2 ms a decode.
 COST = Linear(10.0 * MS, 1.0 * MS, 0.0, 2.0 * MS, 0.0)
-
-
-def test_paced_cuts_chunks_so_that_the_step_keeps_the_tightest_tpot() -> None:
-    bench = Bench("paced", budget=40, cost=COST)
-    bench.submit(0, prompt=10, new=50, slo="tpot=30ms")
-    bench.submit(1, prompt=100, new=5, slo="tpot=20ms")
-    assert bench.step() == {0: 1, 1: 30 - 10 - 2}
-    bench.submit(2, prompt=4, new=50, slo="tpot=25ms")
-    for _ in range(5):
-        assert bench.step().get(1, 0) <= 18
-
-
-def test_paced_gives_prompts_their_least_and_is_fcfs_without_a_promise() -> None:
-    hard = Bench("paced", budget=48, cost=COST)
-    hard.submit(0, prompt=10, new=50, slo="tpot=1ms")
-    hard.submit(1, prompt=100, new=5)
-    assert hard.step() == {0: 1, 1: 48 // 16}
-    for free in (Bench("paced", budget=48, cost=COST), Bench("paced", budget=48)):
-        free.submit(0, prompt=10, new=50, slo="" if free.instance.predictor else "tpot=1ms")
-        free.submit(1, prompt=100, new=5)
-        assert free.step() == {0: 1, 1: 47}
-
-
-def test_paced_follows_what_steps_really_take() -> None:
-    """The cost says half of the truth: corrected, chunks shrink; uncorrected, they do not."""
-    chunks = {}
-    for correct in (True, False):
-        bench = Bench("paced", budget=100, cost=COST)
-        assert bench.instance.predictor is not None
-        bench.instance.predictor.corrected = correct
-        bench.submit(0, prompt=10, new=90, slo="tpot=40ms")
-        bench.submit(1, prompt=300, new=5)
-        chunks[correct] = [bench.step(took=2.0)[1] for _ in range(5)]
-    assert chunks[False] == [40 - 10 - 2] * 5
-    assert chunks[True][1:] == [20 - 10 - 2] * 4
