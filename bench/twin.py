@@ -1,0 +1,300 @@
+"""Does the twin tell the truth? Live runs beside simulated ones: errors of every latency, and of the SLO's attainment.
+
+    python bench/twin.py [--models demo llama] [--seconds 40] [--json results/twin.json]
+
+Two models, requests as a Poisson process of random lengths and as the Azure 2023 conversation trace (from the file with
+--trace, else synthesized to match it), each at three loads: light, at the knee, overloaded. For every cell the same
+requests are served live twice (other words, so that no prefix is found again) and simulated once. Between the cells
+runs another load, from idle to too much, and what the twin knows of the live server is what the log says of that: step
+times, fitted, and what messages take. It has not seen the runs that it is compared with.
+
+The machine has a noise of its own: the second live run against the first. Bars: TPOT median 5 %, TTFT median 10 %, P99
+of both 20 %, attainment 3 points; where the noise is larger, 1.5 times the noise is the bar.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from server_process import ServerProcess
+from vs_vllm import make_checkpoint
+
+from penstock.cli.simulate import requests_of
+from penstock.core.commands import Run
+from penstock.core.events import StepDone, Submitted
+from penstock.core.instance import InstanceConfig
+from penstock.core.slo import Slo
+from penstock.core.step import Features, features
+from penstock.cost.fitting import choose, condense, errors
+from penstock.drivers import log
+from penstock.drivers.sim import Delays, Simulation, alike
+from penstock.metrics import result
+from penstock.metrics.record import COMPLETED, Record
+from penstock.metrics.summary import summarize
+
+OUT = Path("results/twin")
+Row = dict[str, Any]
+#: Metric -> the most that the twin may be off: relative, and for attainment absolute.
+BARS = {"tpot median": 0.05, "ttft median": 0.10, "tpot p99": 0.20, "ttft p99": 0.20, "attainment": 0.03}
+LOADS = {"light": 0.4, "knee": 0.85, "overloaded": 1.3}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and lengths that suit its speed."""
+
+    name: str
+    flags: tuple[str, ...]
+    #: Prompt and output tokens of random requests.
+    prompt: int
+    output: int
+    #: What lengths of the trace are multiplied by.
+    length_scale: float
+    slo: str
+    #: Requests/s to start the search for the most it can serve.
+    rate: float
+
+
+CASES = {
+    "demo": Case("demo", (), 200, 40, 1 / 6, "ttft=100ms,tpot=10ms", 20.0),
+    "llama": Case("llama-0.29b", (str(OUT / "llama-0.29b"),), 96, 20, 1 / 12, "ttft=3s,tpot=150ms", 2.0),
+}
+
+
+@dataclass
+class Job:
+    """When a job arrived at the home and at the core, how long its prompt is, and when its first token came there."""
+
+    arrival_ns: int
+    core_ns: int
+    prompt_tokens: int
+    first_ns: int = 0
+
+
+@dataclass
+class Seen:
+    """What a log of an instance says of time."""
+
+    config: InstanceConfig
+    #: (when it ended, features, ns)
+    steps: list[tuple[int, Features, int]] = field(default_factory=list)
+    jobs: dict[int, Job] = field(default_factory=dict)
+
+
+def main() -> int:
+    args = _parse()
+    OUT.mkdir(parents=True, exist_ok=True)
+    make_checkpoint(OUT / "llama-0.29b")
+    rows: list[Row] = []
+    for name in args.models:
+        rows += run_case(CASES[name], args)
+    args.json.write_text(json.dumps({"bars": BARS, "seconds": args.seconds, "cells": rows}, indent=1))
+    print("\n" + table(rows))
+    print(f"\nEvery number is in {args.json}, every request in {OUT}.")
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals in each run")
+    parser.add_argument("--trace", type=Path, help="the Azure 2023 conversation trace")
+    parser.add_argument("--json", type=Path, default=Path("results/twin.json"))
+    return parser.parse_args()
+
+
+def run_case(case: Case, args: argparse.Namespace) -> Iterator[Row]:
+    """Serve and simulate all cells of a model."""
+    record = OUT / f"{case.name}.log"
+    with ServerProcess(*case.flags, "--served-model-name", "m", "--record", str(record)) as server:
+        load = Load(case, server.url, args)
+        calibrations = [load.calibrate(0)]
+        cells = [(kind, name) for kind in ("poisson", "azure") for name in LOADS]
+        runs: list[tuple[str, str, list[list[Record]]]] = []
+        for number, (kind, name) in enumerate(cells, start=1):
+            lived = [load.cell(kind, name, LOADS[name], turn) for turn in (0, 1)]
+            calibrations.append(load.calibrate(number))
+            runs.append((kind, name, lived))
+        time.sleep(1.5)  # The log is flushed once a second.
+    seen = read(record.with_name(record.name + ".instance0"))
+    for number, (kind, name, lived) in enumerate(runs):
+        twin, about = simulate(seen, calibrations[number : number + 2], lived[0])
+        yield {
+            "model": case.name, "arrivals": kind, "load": name, "requests": len(lived[0]), "slo": case.slo,
+            "rate": round(load.rates[kind] * LOADS[name], 3), **about,
+            "live": measure(lived[0], case.slo), "again": measure(lived[1], case.slo), "twin": measure(twin, case.slo),
+        }  # fmt: skip
+
+
+@dataclass
+class Window:
+    """A run on the monotonic clock, and what its client saw."""
+
+    start_ns: int
+    end_ns: int
+    records: list[Record]
+
+
+class Load:
+    """Loads one server, again and again."""
+
+    def __init__(self, case: Case, url: str, args: argparse.Namespace) -> None:
+        self._case, self._url, self._args = case, url, args
+        self._turn = 0
+        #: Arrivals -> the most requests/s that it serves.
+        self.rates: dict[str, float] = {}
+        for kind in ("poisson", "azure"):
+            count = ["--num-prompts", str(round(case.rate * 8)), "--arrival", "closed"]
+            closed = self._serve(f"{case.name}-{kind}-closed", self._workload(kind), 0, count)
+            done = [r for r in closed if r.outcome == COMPLETED]
+            self.rates[kind] = len(done) / (max(r.end_ns for r in done) / 1e9)
+            print(f"{case.name}, {kind}: {self.rates[kind]:.2f} req/s at most", flush=True)
+
+    def cell(self, kind: str, name: str, part: float, turn: int) -> list[Record]:
+        """One live run of a cell."""
+        rate = self.rates[kind] * part
+        count = max(20, round(rate * self._args.seconds))
+        flags = ["--num-prompts", str(count), "--request-rate", f"{rate:.4f}"]
+        return self._serve(f"{self._case.name}-{kind}-{name}-{turn}", self._workload(kind), 1, flags)
+
+    def calibrate(self, number: int) -> Window:
+        """Another load: idle ones, then more, then more than it can bear."""
+        rng = np.random.default_rng([number, 9])
+        rate, prompt, output = self.rates["poisson"], self._case.prompt, self._case.output
+        gaps = [rng.exponential(1 / (rate * part), max(4, round(rate * part * 5))) for part in (0.2, 0.6, 1.2)]
+        times = np.concatenate(gaps).cumsum().tolist()
+        path = OUT / f"{self._case.name}-calibrate-{number}.csv"
+        rows = [f"{at:.4f},{rng.integers(8, 2 * prompt)},{rng.integers(2, 2 * output)}" for at in times]
+        path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
+        start_ns = time.monotonic_ns()
+        records = self._serve(path.stem, ["--dataset-name", "trace", "--dataset-path", str(path)], number, [])
+        return Window(start_ns, time.monotonic_ns(), records)
+
+    def _workload(self, kind: str) -> list[str]:
+        case = self._case
+        if kind == "poisson":
+            lengths = ["--random-input-len", str(case.prompt), "--random-output-len", str(case.output)]
+            return ["--dataset-name", "random", *lengths, "--random-range-ratio", "0.8"]
+        file = ["--dataset-path", str(self._args.trace)] if self._args.trace else []
+        return ["--dataset-name", "trace", "--length-scale", f"{case.length_scale:.4f}", *file]
+
+    def _serve(self, name: str, workload: list[str], seed: int, flags: list[str]) -> list[Record]:
+        self._turn += 1
+        path = OUT / f"{name}.json"
+        command = [
+            sys.executable, "-m", "penstock.cli.main", "bench", "serve", "--base-url", self._url, "--model", "m",
+            *workload, "--seed", str(seed), "--prompt-seed", str(self._turn), "--ignore-eos", "--temperature", "0",
+            *flags, "--disable-tqdm", "--save-result", "--result-dir", str(OUT), "--result-filename", path.name,
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return result.load(path).records
+
+
+def read(path: Path) -> Seen:
+    """Steps and messages of an instance's log."""
+    header, entries = log.read(path)
+    assert header.instance is not None, f"{path} is not an instance's log"
+    seen = Seen(header.instance)
+    running: dict[int, tuple[Run, int]] = {}
+    for entry in entries:
+        assert isinstance(entry, log.InstanceEntry), f"{path} is not an instance's log"
+        event = entry.event
+        if isinstance(event, Submitted):
+            seen.jobs[event.spec.id] = Job(event.spec.arrival, entry.now, event.spec.known)
+        elif isinstance(event, StepDone) and event.seq in running:
+            run, issued = running.pop(event.seq)
+            seen.steps.append((entry.now, features(run.plan), entry.now - issued))
+            for piece in run.plan.slices:
+                job = seen.jobs[piece.job]
+                if not job.first_ns and piece.start + piece.count >= job.prompt_tokens:
+                    job.first_ns = entry.now
+        for command in entry.commands:
+            if isinstance(command, Run):
+                running[command.plan.seq] = (command, entry.now)
+    return seen
+
+
+def simulate(seen: Seen, around: Sequence[Window], live: list[Record]) -> tuple[list[Record], dict[str, float]]:
+    """The twin's run of the same requests, from what the calibrations before and after say."""
+    inside = [(found, ns) for at, found, ns in seen.steps if any(w.start_ns <= at <= w.end_ns for w in around)]
+    samples = condense(inside)
+    chosen = choose(samples)
+    error = errors(samples, chosen.held_out)["all"]["mean"]
+    total = sum(ns for _, ns in inside) / sum(chosen.cost.step_ns(found) for found, _ in inside)
+    delays, about = messages(seen, around)
+    twin = Simulation(alike(seen.config, delays=delays), chosen.cost).run(requests_of(live))
+    return twin, about | {"steps": len(inside), "fit_error": error, "measured_over_predicted": total}
+
+
+def messages(seen: Seen, around: Sequence[Window]) -> tuple[Delays, dict[str, float]]:
+    """What messages take: from the home to the core, and what a client sees later than the core, both ways together."""
+    to_core: list[int] = []
+    front: list[int] = []
+    for window in around:
+        jobs = sorted(
+            (job for job in seen.jobs.values() if window.start_ns <= job.arrival_ns <= window.end_ns),
+            key=lambda job: job.arrival_ns,
+        )
+        to_core += [job.core_ns - job.arrival_ns for job in jobs]
+        if len(jobs) == len(window.records):
+            pairs = zip(window.records, jobs, strict=True)
+            front += [(r.ttft_ns or 0) - (job.first_ns - job.arrival_ns) for r, job in pairs if r.times_ns]
+    dispatch, rest = statistics.median(to_core), statistics.median(front)
+    delays = Delays(dispatch=round(dispatch), front=round(rest / 2), token=round(rest / 2))
+    return delays, {"dispatch_ms": dispatch / 1e6, "front_and_token_ms": rest / 1e6}
+
+
+def measure(records: list[Record], slo: str) -> dict[str, float]:
+    """Seconds, and attainment as a share."""
+    summary = summarize(records, Slo.parse(slo))
+    assert summary.goodput is not None, "an SLO is judged"
+    found: dict[str, float] = {"attainment": summary.goodput.share}
+    for metric in ("ttft", "tpot"):
+        dist = summary.latency[metric]
+        assert dist is not None, f"no {metric}: {summary.outcomes} {summary.errors}"
+        found[f"{metric} median"] = dist.percentiles_ms[50] / 1e3
+        found[f"{metric} p99"] = dist.percentiles_ms[99] / 1e3
+    return found
+
+
+def off(metric: str, row: Row, other: str) -> float:
+    """By how much `other` differs from the first live run, signed: relative, or in points of attainment."""
+    live, theirs = row["live"][metric], row[other][metric]
+    return float(theirs - live if metric == "attainment" else theirs / live - 1)
+
+
+def held(metric: str, row: Row) -> bool:
+    """Whether the twin keeps the bar, or 1.5 times the machine's noise where that is more."""
+    return abs(off(metric, row, "twin")) <= max(BARS[metric], 1.5 * abs(off(metric, row, "again")))
+
+
+def line(row: Row) -> str:
+    cells = [f"{row['model']:12} {row['arrivals']:8} {row['load']:11} {row['rate']:7.2f} {row['requests']:5}"]
+    for metric in BARS:
+        mark = " " if held(metric, row) else "*"
+        cells.append(f"{100 * off(metric, row, 'twin'):+7.1f}{mark}({100 * off(metric, row, 'again'):+6.1f})")
+    return " ".join(cells)
+
+
+def table(rows: list[Row]) -> str:
+    """Errors of the twin, in brackets those of the second live run; a star where the bar is not kept."""
+    head = f"{'model':12} {'arrivals':8} {'load':11} {'req/s':>7} {'reqs':>5} " + " ".join(f"{m:>16}" for m in BARS)
+    kept = [held(metric, row) for row in rows for metric in BARS]
+    return "\n".join(
+        [
+            "Error against the first live run in %, attainment in points: the twin's (a second live run's)",
+            head, *map(line, rows), f"{sum(kept)} of {len(kept)} within their bar",
+        ]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
