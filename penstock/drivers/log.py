@@ -131,8 +131,8 @@ class Observed(msgspec.Struct, frozen=True):
     """What a log of an instance says about time, for a cost model."""
 
     config: InstanceConfig
-    #: Features of each step, and from the command to run it to the report that it is done, in ns. Where several steps
-    #: are in flight that would include waiting for each other, so there it is the engine's own time.
+    #: Features of each step, and ns until the report that it is done: from the command to run it, or from the report of
+    #: the step before it if that came later, since until then it waited. Of stages that overlap, the engine's own time.
     steps: list[tuple[Features, int]]
     #: From a job's arrival at its home to the core, ns, each.
     delays: list[int]
@@ -144,12 +144,15 @@ def observe(path: Path) -> Observed:
     if header.instance is None:
         raise ValueError(f"{path} is the log of a cluster; step times are in the .instance files beside it")
     began: dict[int, tuple[Features, int]] = {}
+    ended = 0
     found = Observed(header.instance, [], [])
     for entry in entries:
         event = entry.event
         if isinstance(entry, InstanceEntry) and isinstance(event, StepDone) and event.seq in began:
             what, issued = began.pop(event.seq)
-            found.steps.append((what, entry.now - issued if header.instance.depth == 1 else event.took_ns))
+            took_ns = entry.now - max(issued, ended) if header.instance.stages == 1 else event.took_ns
+            found.steps.append((what, took_ns))
+            ended = entry.now
         elif isinstance(event, Submitted):
             found.delays.append(max(0, entry.now - event.spec.arrival))
         for command in entry.commands:

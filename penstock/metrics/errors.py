@@ -15,9 +15,9 @@ from penstock.metrics.record import Record
 from penstock.metrics.summary import PERCENTILES, Dist, Summary, summarize
 
 METRICS = {
-    "ttft": ("TTFT", "arrival to first token"),
-    "tpot": ("TPOT", "a token after the first"),
-    "e2el": ("E2E", "arrival to last token"),
+    "ttft": ("TTFT", "to first token"),
+    "tpot": ("TPOT", "each later token"),
+    "e2el": ("E2E", "to last token"),
 }
 _WIDTH = 80
 
@@ -107,7 +107,7 @@ def _attainment(live: Summary, twin: Summary) -> Attainment | None:
 def render(errors: Errors, names: tuple[str, str] = ("recorded", "simulated")) -> str:
     """The errors as a table: for each metric both runs, in ms, and the error in percent."""
     statistics = list(dict.fromkeys(e.statistic for e in errors.errors))
-    lines = [f"{'latency':<40}" + "".join(f"{name:>10}" for name in statistics)]
+    lines = [_line("latency, from arrival", "", statistics)]
     for metric, (short, meaning) in METRICS.items():
         found = [errors.of(metric, name) for name in statistics]
         said = f"{short:<5}{meaning}"
@@ -122,7 +122,7 @@ def render(errors: Errors, names: tuple[str, str] = ("recorded", "simulated")) -
 
 
 def _line(said: str, of: str, values: list[str]) -> str:
-    return f"{said:<28}{of:>12}" + "".join(f"{value:>10}" for value in values)
+    return f"{said:<24}{of:>16}" + "".join(f" {value:>9}" for value in values)
 
 
 def _number(value: float | None, times: float = 1.0, form: str = ",.2f") -> str:

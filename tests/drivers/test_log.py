@@ -47,6 +47,18 @@ def test_step_times_and_delays_are_read_from_a_log(tmp_path: Path) -> None:
     assert seen.delays == [2_000_000]
 
 
+def test_the_time_of_a_step_that_waited_for_another_counts_from_the_end_of_that(tmp_path: Path) -> None:
+    """With two steps in flight; the last was composed when nothing else ran."""
+    config = InstanceConfig(pages=50, depth=2)
+    core, writer = make_instance(config), LogWriter(tmp_path / "log", Header(instance=config))
+    jobs = [JobSpec(id=n, units=(Unit("lm", 10 + n),), known=10, arrival=0) for n in (0, 1)]
+    happened = [(0, Submitted(jobs[0], 1)), (1, Submitted(jobs[1], 1)), (5, StepDone(0)), (12, StepDone(1))]
+    for now, event in [*happened, (15, StepDone(2))]:
+        writer.write(InstanceEntry(now, event, core.handle(event, now)))
+    writer.close()
+    assert [(features.new, ns) for features, ns in observe(tmp_path / "log").steps] == [(10, 5), (10, 7), (1, 3)]
+
+
 def test_a_last_frame_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     record(tmp_path / "log")
     whole = (tmp_path / "log").read_bytes()
