@@ -25,9 +25,10 @@ from penstock.cost.fitting import choose, condense, errors
 from penstock.cost.models import Model
 from penstock.drivers.deployment import DelaySpec, Deployment, Laid, PoolSpec, lay_out
 from penstock.drivers.log import Observed, observe
+from penstock.drivers.meter import Meter
 from penstock.drivers.sim import Simulation
 from penstock.drivers.timeline import Timeline
-from penstock.metrics import report, result
+from penstock.metrics import plot, report, result
 from penstock.metrics.record import COMPLETED, Record
 from penstock.metrics.summary import Summary, summarize
 from penstock.policies.bundles import ROWS
@@ -37,6 +38,12 @@ from penstock.workload.trace import Request
 TOKENS_MAX = 50_000_000
 #: KV of an instance, where nothing says how much it has.
 KV_TOKENS = 65536
+#: Flags whose numbers are above 0.
+_POSITIVE = (
+    "kv_pages", "num_prompts", "request_rate", "random_input_len", "random_output_len", "length_scale", "max_input_len",
+    "max_output_len", "prefix_repetition_num_prefixes", "prefix_repetition_prefix_len", "prefix_repetition_suffix_len",
+    "prefix_repetition_output_len", "time_scale", "burstiness",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,50 +79,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """0 if any request was served."""
-    laid, promised = deploy(args)
+    _check(args)
+    laid, promised, notes = deploy(args)
     live = result.load(args.against) if args.against else None
     requests = requests_of(live.records) if live else bench.workload(args)[0]
     every_token = sum(request.output_tokens for request in requests) <= TOKENS_MAX
     timeline = Timeline() if args.chrome_trace else None
+    meter = Meter(timeline)
     config = msgspec.structs.replace(laid.sim, every_token=every_token, stepping=args.stepping)
-    simulation = Simulation(config, laid.costs, timeline)
+    simulation = Simulation(config, laid.costs, meter)
+    meter.watch(simulation.members)
     began = time.perf_counter()
     with tqdm(total=len(requests), unit="req", disable=args.disable_tqdm or None) as bar:
         records = simulation.run(requests, bar.update)
     took_s = time.perf_counter() - began
     set_idle(records, requests, laid)
-    notes = [*laid.notes, f"Simulated {len(records)} requests in {took_s:.2f} s, {len(records) / took_s:.0f} a second."]
+    notes += _limits(laid, simulation, meter, requests, records)
+    notes.append(
+        f"Simulated {len(records)} requests in {took_s:.2f} s of wall time, {len(records) / took_s:.0f} a second."
+    )
     if not every_token:
         notes.append("Times of first and last tokens only: ITL is E2E less TTFT, and all tokens come with the last.")
     if timeline is not None:
         timeline.write(args.chrome_trace, records)
-        left_out = f"; {timeline.left_out} steps had no room" if timeline.left_out else ""
+        left_out = f"; its last {timeline.left_out} steps had no room" if timeline.left_out else ""
         notes.append(f"Open {args.chrome_trace} in ui.perfetto.dev{left_out}.")
     return _conclude(args, laid, records, live, notes, promised)
 
 
-def deploy(args: argparse.Namespace) -> tuple[Laid, Slo]:
-    """The system that the flags describe, and what it promises."""
+def _check(args: argparse.Namespace) -> None:
+    """Of flags that are not checked where they are used. Raises ValueError."""
+    for name in _POSITIVE:
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}: must be 0 or more")
+    if args.max_concurrency is not None or args.arrival == "closed":
+        raise ValueError("a closed loop (--arrival closed, --max-concurrency) is not simulated: give --request-rate")
+    if args.kv_tokens is not None and args.kv_pages is not None:
+        raise ValueError("--kv-tokens and --kv-pages say the same: give one")
+    if args.chrome_trace and not Path(args.chrome_trace).absolute().parent.is_dir():
+        raise ValueError(f"--chrome-trace {args.chrome_trace}: there is no such folder")
+    if args.plot is not None:
+        plot.check()
+
+
+def deploy(args: argparse.Namespace) -> tuple[Laid, Slo, list[str]]:
+    """The system that the flags describe, what it promises, and what is to be said about it."""
     seen = observe(args.cost_from) if args.cost_from else None
     base = _logged(seen) if seen else Deployment(pools=[PoolSpec()])
     if args.config:
         base = Deployment.read(args.config)
-    page_tokens = args.page_tokens or base.pools[0].page_tokens
     pool = {
         name: getattr(args, name)
         for name in (
-            "hardware", "tp", "pp", "cost", "instances", "page_tokens", "block_tokens", "max_num_seqs",
+            "hardware", "tp", "pp", "cost", "instances", "kv_tokens", "page_tokens", "block_tokens", "max_num_seqs",
             "max_num_batched_tokens", "max_num_queued_reqs", "predictor", "predictor_factor",
         )
     }  # fmt: skip
-    pool["kv_tokens"] = args.kv_tokens or (args.kv_pages * page_tokens if args.kv_pages else None)
     pool["correct"] = False if args.no_correction else None
     deployment = base.changed(pool, model=args.model, policy=args.policy)
-    if not deployment.model and any(p.kv_tokens is None for p in deployment.pools):
-        deployment = deployment.changed({"kv_tokens": KV_TOKENS})
     cost, notes = _fitted(args, seen) if seen and not args.cost else (None, [])
-    laid = lay_out(deployment, cost)
-    return msgspec.structs.replace(laid, notes=[*notes, *laid.notes]), Slo.parse(deployment.slo)
+    pools = [_with_room(spec, args.kv_pages, bool(deployment.model)) for spec in deployment.pools]
+    if pools != deployment.pools and args.kv_pages is None:
+        notes.append(f"Room for {KV_TOKENS:,} tokens of KV is an assumption: --kv-tokens says what there is.")
+    deployment = msgspec.structs.replace(deployment, pools=pools)
+    return lay_out(deployment, cost), Slo.parse(deployment.slo), notes
+
+
+def _with_room(spec: PoolSpec, pages: int | None, known: bool) -> PoolSpec:
+    """With so many pages, or with some where neither a number nor a model that is known says how many."""
+    if pages is not None:
+        return msgspec.structs.replace(spec, kv_tokens=pages * spec.page_tokens)
+    return spec if known or spec.kv_tokens is not None else msgspec.structs.replace(spec, kv_tokens=KV_TOKENS)
 
 
 def _logged(seen: Observed) -> Deployment:
@@ -169,6 +206,28 @@ def set_idle(records: list[Record], requests: list[Request], laid: Laid) -> None
         ttft, record.idle_tpot_ns = cost.request_ns(request.prompt_tokens, request.output_tokens)
         front = delays.front + round(delays.front_per_token * request.prompt_tokens)
         record.idle_ttft_ns = ttft + front + delays.dispatch + delays.token
+
+
+def _limits(
+    laid: Laid, simulation: Simulation, meter: Meter, requests: list[Request], records: list[Record]
+) -> list[str]:
+    """What each pool was busy with, over the time of the whole run."""
+    lines = []
+    window_ns = max(record.end_ns for record in records) - min(record.sent_ns for record in records)
+    for pool in laid.pools:
+        use = meter.use(pool, window_ns)
+        members = simulation.members[pool.first : pool.first + pool.instances]
+        preemptions = sum(member.preemptions + member.core.preemptions for member in members)
+        lines += [
+            f"{pool.instances} x {pool.title}, each with room for {pool.kv_tokens:,} tokens of KV:",
+            f"  stepping {100 * use.stepping:.1f} % of the time; KV in use {100 * use.kv_mean:.1f} % on average, "
+            f"{100 * use.kv_max:.1f} % at most;",
+            f"  waiting on an instance {use.waiting_mean:.1f} requests on average, {use.waiting_max} at most; "
+            f"{preemptions} preemptions.",
+        ]
+    if any(request.hash_ids for request in requests):
+        lines.append(f"Prompt tokens found in the prefix cache: {100 * meter.found(records):.1f} % (at least).")
+    return lines
 
 
 def _conclude(

@@ -12,9 +12,11 @@
 Every key has a default but `pools`; see the structs. Knows no HTTP and starts nothing: it says what is to be simulated.
 """
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -30,52 +32,56 @@ from penstock.policies.bundles import row
 
 GB = 10**9
 
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+
 
 class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Instances of one kind."""
 
-    instances: int = 1
+    instances: Count = 1
     #: h200, h100, a100, a800 or a10; with the model it gives step times, KV capacity and weights.
     hardware: str = ""
-    tp: int = 1
-    pp: int = 1
+    tp: Count = 1
+    pp: Count = 1
     #: What steps cost, as `penstock simulate --cost` takes it; empty: composed from hardware and model.
     cost: str = ""
     #: Tokens of KV that an instance holds; None: what memory leaves.
-    kv_tokens: int | None = None
-    utilization: float = 0.9
-    page_tokens: int = 16
-    block_tokens: int = 64
+    kv_tokens: Count | None = None
+    #: Share of a GPU's memory that the server may use.
+    utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    page_tokens: Count = 16
+    block_tokens: Count = 64
     #: As in `penstock serve`; None: the policy row's.
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    max_num_queued_reqs: int | None = None
-    pipeline_depth: int = 1
+    max_num_seqs: Count | None = None
+    max_num_batched_tokens: Count | None = None
+    max_num_queued_reqs: Count | None = None
+    pipeline_depth: Count = 1
     #: What the policy reckons with; empty: with what steps do cost. And by how much it is wrong.
     predictor: str = ""
-    predictor_factor: float = 1.0
+    predictor_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     #: Whether what steps take corrects it.
     correct: bool = True
     #: Seconds that a start takes beside loading the weights.
-    start_s: float = 0.0
+    start_s: Amount = 0.0
 
 
 class DelaySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the front and messages take."""
 
-    front_ms: float = 0.0
-    front_us_per_token: float = 0.0
-    dispatch_ms: float = 0.0
-    token_ms: float = 0.0
-    report_ms: float = 0.0
+    front_ms: Amount = 0.0
+    front_us_per_token: Amount = 0.0
+    dispatch_ms: Amount = 0.0
+    token_ms: Amount = 0.0
+    report_ms: Amount = 0.0
 
 
 class FailureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An instance that fails, by its number over all pools; `down_s` None: it does not come back."""
 
-    instance: int
-    at_s: float
-    down_s: float | None = None
+    instance: Annotated[int, msgspec.Meta(ge=0)]
+    at_s: Amount
+    down_s: Amount | None = None
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,20 +90,26 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     model: str = ""
     policy: str = "fcfs"
     slo: str = ""
-    pools: list[PoolSpec]
+    pools: Annotated[list[PoolSpec], msgspec.Meta(min_length=1)]
     delays: DelaySpec = DelaySpec()
     #: Bandwidth over which all instances load their weights, GB/s; 0: loading takes no time.
-    load_gb_per_s: float = 0.0
+    load_gb_per_s: Amount = 0.0
     #: Instances are ready when the run begins.
     warm: bool = True
     failures: list[FailureSpec] = []
 
     @staticmethod
     def read(path: str | Path) -> "Deployment":
-        """From a YAML file. Raises ValueError that names what is wrong, and OSError."""
+        """From a YAML file. Raises ValueError that names the key that is wrong, and OSError."""
         try:
-            return msgspec.convert(yaml.safe_load(Path(path).read_text()), Deployment)
-        except (yaml.YAMLError, msgspec.ValidationError) as error:
+            deployment = _convert(yaml.safe_load(Path(path).read_text("utf-8")))
+            deployment.check()
+            return deployment
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not YAML: it is not even text") from None
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def changed(self, pool: dict[str, Any], **whole: Any) -> "Deployment":
@@ -106,17 +118,43 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return msgspec.structs.replace(self, pools=pools, **_given(whole))
 
     def check(self) -> None:
-        """Raises ValueError."""
+        """Raises ValueError that names the key."""
+        _convert(msgspec.to_builtins(self))
         row(self.policy)
-        Slo.parse(self.slo)
-        count = sum(pool.instances for pool in self.pools)
-        if count < 1 or any(pool.instances < 1 for pool in self.pools):
-            raise ValueError("pools: each needs at least one instance")
+        try:
+            Slo.parse(self.slo)
+        except ValueError as error:
+            raise ValueError(f"slo: {error}") from None
+        for number, pool in enumerate(self.pools):
+            _check_pool(f"pools[{number}]", pool)
         if len({pool.block_tokens for pool in self.pools}) > 1:
             raise ValueError("pools: all must have the same block_tokens, since the names of blocks are shared")
-        for failure in self.failures:
-            if not 0 <= failure.instance < count:
-                raise ValueError(f"failures: there is no instance {failure.instance}, they go from 0 to {count - 1}")
+        count = sum(pool.instances for pool in self.pools)
+        for number, failure in enumerate(self.failures):
+            if failure.instance >= count:
+                there = f"there is no instance {failure.instance}, they go from 0 to {count - 1}"
+                raise ValueError(f"failures[{number}].instance: {there}")
+
+
+#: Key -> what stands below it.
+_SPECS: dict[str, type[msgspec.Struct]] = {"pools": PoolSpec, "delays": DelaySpec, "failures": FailureSpec}
+#: What msgspec says, and what is said here.
+_WORDS = {
+    "Expected ": "must be ", " of length >= 1": ", with at least one entry", " >= ": ", at least ", " > ": ", above ",
+    " <= ": ", at most ", ", got ": ", not ", " - at key in $": "", "`object`": "a mapping", "`array`": "a list",
+    "`int | null`": "a whole number", "`float | null`": "a number", "`int`": "a whole number", "`float`": "a number",
+    "`str`": "text", "`bool`": "true or false", "`null`": "nothing", "`": "",
+}  # fmt: skip
+
+
+class LaidPool(msgspec.Struct, frozen=True):
+    """Instances of one kind, by number: `first` and those after it."""
+
+    title: str
+    first: int
+    instances: int
+    #: Room for so many on each.
+    kv_tokens: int
 
 
 class Laid(msgspec.Struct, frozen=True):
@@ -125,10 +163,9 @@ class Laid(msgspec.Struct, frozen=True):
     sim: SimConfig
     #: Of each instance.
     costs: Sequence[Model]
-    #: GPUs of all instances; 0 where the hardware is not said.
+    #: GPUs of all instances; 0 where the hardware of some is not said.
     gpus: int
-    #: What was worked out, in words.
-    notes: list[str]
+    pools: list[LaidPool]
 
 
 def lay_out(deployment: Deployment, cost: Model | None = None) -> Laid:
@@ -137,14 +174,14 @@ def lay_out(deployment: Deployment, cost: Model | None = None) -> Laid:
     deployment.check()
     members: list[MemberConfig] = []
     costs: list[Model] = []
-    notes: list[str] = []
-    for pool in deployment.pools:
-        here = cost if cost is not None else _cost(deployment, pool)
+    pools: list[LaidPool] = []
+    for number, pool in enumerate(deployment.pools):
+        here = cost if cost is not None else _cost(deployment, number)
         member = _member(deployment, pool, here)
+        title = _title(deployment, pool, fitted=cost is not None)
+        pools.append(LaidPool(title, len(members), pool.instances, member.instance.pages * pool.page_tokens))
         members += [member] * pool.instances
         costs += [here] * pool.instances
-        room = member.instance.pages * pool.page_tokens
-        notes.append(f"{pool.instances} x {_title(deployment, pool)}, each with room for {room} tokens of KV.")
     queued = max(member.instance.limits.max_num_queued for member in members)
     delays = deployment.delays
     sim = SimConfig(
@@ -161,14 +198,27 @@ def lay_out(deployment: Deployment, cost: Model | None = None) -> Laid:
         warm=deployment.warm,
         failures=[_failure(failure) for failure in deployment.failures],
     )
-    gpus = sum(pool.instances * pool.tp * pool.pp for pool in deployment.pools if pool.hardware)
-    return Laid(sim, costs, gpus, notes)
+    return Laid(sim, costs, _gpus(deployment), pools)
 
 
-def _cost(deployment: Deployment, pool: PoolSpec) -> Model:
+def _gpus(deployment: Deployment) -> int:
+    if not all(pool.hardware for pool in deployment.pools):
+        return 0
+    return sum(pool.instances * pool.tp * pool.pp for pool in deployment.pools)
+
+
+def _cost(deployment: Deployment, number: int) -> Model:
+    pool = deployment.pools[number]
     if pool.cost:
-        return named.resolve(pool.cost).cost
-    _need(deployment, pool, "step times (or give cost)")
+        cost = named.resolve(pool.cost).cost
+        for key in ("tp", "pp"):
+            own, said = getattr(cost, key, None), getattr(pool, key)
+            if own not in (None, said):
+                raise ValueError(
+                    f"pools[{number}].{key}: it is {said}, but {pool.cost} is of {key} {own}; make it {own}"
+                )
+        return cost
+    _need(deployment, pool, "step times", "cost")
     return named.resolve(f"{pool.hardware}/{deployment.model}/tp{pool.tp}/pp{pool.pp}").cost
 
 
@@ -183,7 +233,7 @@ def _member(deployment: Deployment, pool: PoolSpec, cost: Model) -> MemberConfig
     shape = shapes.named(deployment.model) if deployment.model else None
     instance = InstanceConfig(
         policy=deployment.policy,
-        pages=max(1, _kv_tokens(deployment, pool, limits) // pool.page_tokens),
+        pages=_kv_tokens(deployment, pool, limits) // pool.page_tokens,
         page_tokens=pool.page_tokens,
         block_tokens=pool.block_tokens,
         depth=pool.pipeline_depth,
@@ -202,7 +252,7 @@ def _member(deployment: Deployment, pool: PoolSpec, cost: Model) -> MemberConfig
 def _kv_tokens(deployment: Deployment, pool: PoolSpec, limits: Limits) -> int:
     if pool.kv_tokens is not None:
         return pool.kv_tokens
-    _need(deployment, pool, "the KV capacity (or give kv_tokens)")
+    _need(deployment, pool, "the KV capacity", "kv_tokens")
     shape = shapes.named(deployment.model)
     return memory.kv_tokens(
         hardware.named(pool.hardware),
@@ -228,14 +278,72 @@ def _failure(spec: FailureSpec) -> Failure:
     return Failure(instance=spec.instance, at_ns=round(spec.at_s * SECOND), down_ns=down_ns)
 
 
-def _need(deployment: Deployment, pool: PoolSpec, what: str) -> None:
+def _need(deployment: Deployment, pool: PoolSpec, what: str, instead: str) -> None:
     if not deployment.model or not pool.hardware:
-        raise ValueError(f"{what} cannot be worked out without `model` and a pool's `hardware`")
+        raise ValueError(
+            f"{what} cannot be worked out without `model` and a pool's `hardware`: give both, or `{instead}`"
+        )
 
 
-def _title(deployment: Deployment, pool: PoolSpec) -> str:
+def _title(deployment: Deployment, pool: PoolSpec, fitted: bool) -> str:
+    """What an instance is, in a few words."""
+    steps = "fitted step times" if fitted else f"step times of {pool.cost}" if pool.cost else ""
+    what = f"{deployment.model or 'a model'} on {pool.hardware}" if pool.hardware else deployment.model
     parallel = f" tp {pool.tp}" * (pool.tp > 1) + f" pp {pool.pp}" * (pool.pp > 1)
-    return f"{deployment.model or 'a model'} on {pool.hardware or 'hardware as its cost says'}{parallel}"
+    return ", ".join(filter(None, (what, steps))) + parallel
+
+
+def _check_pool(where: str, pool: PoolSpec) -> None:
+    if pool.hardware:
+        hardware.named(pool.hardware)
+    if pool.block_tokens % pool.page_tokens:
+        raise ValueError(
+            f"{where}.block_tokens: {pool.block_tokens} must be a multiple of page_tokens, which is {pool.page_tokens}"
+        )
+    if pool.kv_tokens is not None and pool.kv_tokens < pool.page_tokens:
+        raise ValueError(
+            f"{where}.kv_tokens: {pool.kv_tokens} is less than a page, which has {pool.page_tokens} tokens"
+        )
+
+
+def _convert(read: Any) -> Deployment:
+    """What was read, checked. Raises ValueError that names the key."""
+    if not isinstance(read, dict):
+        raise ValueError("a deployment is a mapping with `pools:`, a list with at least one pool")
+    for key, value in _numbers(read, ""):
+        if not math.isfinite(value):
+            raise ValueError(f"{key}: {value} is no number that can be used")
+    try:
+        return msgspec.convert(read, Deployment)
+    except msgspec.ValidationError as error:
+        raise ValueError(_in_words(str(error))) from None
+
+
+def _numbers(read: Any, key: str) -> Iterator[tuple[str, float]]:
+    """All floats, with the names of their keys."""
+    if isinstance(read, float):
+        yield key, read
+    elif isinstance(read, dict):
+        for name, value in read.items():
+            yield from _numbers(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(read, list):
+        for number, value in enumerate(read):
+            yield from _numbers(value, f"{key}[{number}]")
+
+
+def _in_words(error: str) -> str:
+    """msgspec's message with the key in front, and the keys that there are where one is unknown."""
+    what, _, where = error.partition(" - at `$")
+    key = where.strip(".`")
+    if unknown := re.search(r"unknown field `(.*)`", what):
+        spec = _SPECS.get(key.partition("[")[0], Deployment)
+        known = ", ".join(spec.__struct_fields__)
+        return f"{f'{key}: ' * bool(key)}there is no key `{unknown[1]}`; the keys are {known}"
+    if missing := re.search(r"missing required field `(.*)`", what):
+        return f"{f'{key}: ' * bool(key)}the key `{missing[1]}` must be given"
+    for theirs, ours in _WORDS.items():
+        what = what.replace(theirs, ours)
+    return f"{key or 'a key'}: {what}"
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,9 @@ What max-min fairness gives on a single bottleneck. Knows nothing of what is tra
 
 from math import ceil
 
+#: Sums of sizes such as those of weights are no more exact than this, in bytes.
+_BYTE_PART = 1e-3
+
 
 class Link:
     """`bytes_per_s` 0 stands for a link that takes no time."""
@@ -37,8 +40,9 @@ class Link:
     def ended(self, now: int) -> list[int]:
         """Transfers that are through by now; they are told once."""
         self._move_on(now)
-        # Rounding leaves less than what a ns moves.
-        through = [transfer for transfer, left in self._left.items() if left <= self._bytes_per_ns]
+        # Rounding leaves less than what a ns moves, or on a very slow link a tiny part of a byte.
+        least = max(self._bytes_per_ns, _BYTE_PART)
+        through = [transfer for transfer, left in self._left.items() if left <= least]
         for transfer in through:
             del self._left[transfer]
         return through

@@ -1,12 +1,17 @@
 """A run as a Chrome trace: open it in Perfetto (ui.perfetto.dev) or chrome://tracing.
 
-One process an instance, with its steps; one process for requests, each a bar for waiting and prefill and one for
-decoding. Works on records, so live runs have the request half, too.
+One process an instance, with its steps, on as many rows as there are steps in flight at one time; one process for
+requests, each a bar for waiting and prefill and one for decoding. Works on records, so live runs have the request half,
+too.
 """
 
-from collections.abc import Iterable
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -15,61 +20,106 @@ from penstock.core.step import Features, repeated
 from penstock.drivers.sim import Times
 from penstock.metrics.record import COMPLETED, Record
 
-_REQUESTS = 1_000_000
-#: Rows of the requests' process: requests that overlap are on different ones.
-_ROWS = 512
+#: Rows of a process at most; what overlaps beyond that shares the last one.
+ROWS = 512
+#: The process of requests. Those of instances follow: readers of traces keep number 0 for themselves.
+_REQUESTS = 1
+
+Event = dict[str, Any]
 
 
 class Timeline:
     """Collects steps, as `sim.Observer`, and writes them with the requests."""
 
-    def __init__(self, steps_max: int = 2_000_000) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._instances: dict[int, None] = {}
-        self._steps_max = steps_max
-        #: Steps that there was no room for.
+    def __init__(self, steps_max: int = 1_000_000) -> None:
+        #: Instance -> (start of the first, ends, features of the first) of steps that repeat one plan.
+        self._steps: defaultdict[int, list[tuple[int, array[int], Features]]] = defaultdict(list)
+        self._room = steps_max
+        #: Steps that there was no room for: the last ones.
         self.left_out = 0
 
     def steps(self, instance: int, start_ns: int, ends_ns: Times, first: Features) -> None:
         """See `sim.Observer`."""
-        self._instances[instance] = None
-        room = self._steps_max - len(self._events)
-        self.left_out += max(0, len(ends_ns) - room)
-        decodes_only = first.new == first.decodes
-        growth = first.decodes + (0 if decodes_only else (first.new - first.decodes) ** 2)
-        for end, features in zip(ends_ns[: max(0, room)], repeated(first, growth, len(ends_ns)), strict=False):
-            said = {"positions": features.new, "decodes": features.decodes, "context": features.new_context}
-            self._events.append(_bar(regime(features), start_ns, int(end), instance, 0, said))
-            start_ns = int(end)
+        kept = min(len(ends_ns), self._room)
+        self._room -= kept
+        self.left_out += len(ends_ns) - kept
+        if kept:
+            self._steps[instance].append((start_ns, array("q", [int(end) for end in ends_ns[:kept]]), first))
 
     def write(self, path: str | Path, records: Iterable[Record]) -> None:
         """Write it all as JSON. Raises OSError."""
-        events = [_name(instance, f"instance {instance}") for instance in self._instances]
-        events += [_name(_REQUESTS, "requests"), *self._events, *_requests(records)]
-        Path(path).write_bytes(msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ms"}))
+        with Path(path).open("wb") as file:
+            file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
+            _write(file, chain(self._instances(), _requests(records)))
+            file.write(b"]}")
+
+    def _instances(self) -> Iterator[Event]:
+        for instance in sorted(self._steps):
+            process, rows = _REQUESTS + 1 + instance, _Rows()
+            yield _name(process, f"instance {instance}")
+            for start, end, features in self._steps_of(instance):
+                said = {"positions": features.new, "decodes": features.decodes, "context": features.new_context}
+                yield _bar(regime(features), start, end, process, rows.take(start, end), said)
+
+    def _steps_of(self, instance: int) -> Iterator[tuple[int, int, Features]]:
+        for start, ends, first in self._steps[instance]:
+            # Only one slice of a plan that repeats has more than one position.
+            growth = first.decodes + (first.new - first.decodes) ** 2
+            for end, features in zip(ends, repeated(first, growth, len(ends)), strict=True):
+                yield start, end, features
+                start = end
 
 
-def _requests(records: Iterable[Record]) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
-    free_at = [0] * _ROWS
+class _Rows:
+    """Gives each bar the lowest row that is free; bars come by their start."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        #: (end of its bar, row)
+        self._taken: list[tuple[int, int]] = []
+        self._rows = 0
+
+    def take(self, start: int, end: int) -> int:
+        """Rows are numbered from 1."""
+        while self._taken and self._taken[0][0] <= start:
+            heappush(self._free, heappop(self._taken)[1])
+        if not self._free:
+            if self._rows == ROWS:
+                return ROWS
+            self._rows += 1
+            heappush(self._free, self._rows)
+        row = heappop(self._free)
+        heappush(self._taken, (end, row))
+        return row
+
+
+def _requests(records: Iterable[Record]) -> Iterator[Event]:
+    yield _name(_REQUESTS, "requests")
+    rows = _Rows()
     for record in sorted(records, key=lambda r: (r.sent_ns, r.id)):
-        row = next((i for i, at in enumerate(free_at) if at <= record.sent_ns), _ROWS - 1)
-        free_at[row] = max(free_at[row], record.end_ns)
+        last = max(record.end_ns, record.times_ns[-1] if record.times_ns else 0)
+        row = rows.take(record.sent_ns, last)
         said = {
             "request": record.id, "prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens,
             "outcome": record.outcome, "error": record.error,
         }  # fmt: skip
         if not record.times_ns:
-            events.append(_bar(record.outcome, record.sent_ns, record.end_ns, _REQUESTS, row, said))
+            yield _bar(record.outcome, record.sent_ns, last, _REQUESTS, row, said)
             continue
         first = record.times_ns[0]
-        events.append(_bar("to first token", record.sent_ns, first, _REQUESTS, row, said))
+        yield _bar("to first token", record.sent_ns, first, _REQUESTS, row, said)
         name = "decoding" if record.outcome == COMPLETED else f"decoding, then {record.outcome}"
-        events.append(_bar(name, first, max(first, record.end_ns), _REQUESTS, row, said))
-    return events
+        yield _bar(name, first, last, _REQUESTS, row, said)
 
 
-def _bar(name: str, start_ns: int, end_ns: int, process: int, row: int, said: dict[str, Any]) -> dict[str, Any]:
+def _write(file: BinaryIO, events: Iterator[Event]) -> None:
+    """One after the other, as there may be millions."""
+    encode = msgspec.json.Encoder().encode
+    for number, event in enumerate(events):
+        file.write(b",\n" * (number > 0) + encode(event))
+
+
+def _bar(name: str, start_ns: int, end_ns: int, process: int, row: int, said: dict[str, Any]) -> Event:
     """A complete event; times in us."""
     return {
         "name": name, "ph": "X", "ts": start_ns / 1000, "dur": (end_ns - start_ns) / 1000, "pid": process, "tid": row,
@@ -77,5 +127,5 @@ def _bar(name: str, start_ns: int, end_ns: int, process: int, row: int, said: di
     }  # fmt: skip
 
 
-def _name(process: int, name: str) -> dict[str, Any]:
-    return {"name": "process_name", "ph": "M", "pid": process, "args": {"name": name}}
+def _name(process: int, name: str) -> Event:
+    return {"name": "process_name", "ph": "M", "pid": process, "tid": 0, "args": {"name": name}}

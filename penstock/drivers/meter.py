@@ -1,0 +1,99 @@
+"""What limits a simulated system: how long instances step, how full their KV is, who waits.
+
+An observer of steps (`sim.Observer`) that reads the core at each. Knows requests only by their records.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from penstock.core.instance import Instance
+from penstock.core.step import Features
+from penstock.drivers.deployment import LaidPool
+from penstock.drivers.sim import Observer, Times
+from penstock.metrics.record import COMPLETED, Record
+
+
+class Metered(Protocol):
+    """A simulated instance."""
+
+    core: Instance
+
+
+class _Gauge:
+    """Of one instance; sums over time in ns."""
+
+    __slots__ = ("busy_ns", "last_end", "pages_max", "pages_ns", "waiting_max", "waiting_ns")
+
+    def __init__(self) -> None:
+        self.last_end = self.busy_ns = self.waiting_ns = self.pages_max = self.waiting_max = 0
+        self.pages_ns = 0.0
+
+
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the instances of one pool. Shares are of 1; means are over the time of the run and over instances."""
+
+    #: Time during which a step was under way.
+    stepping: float
+    #: Pages that jobs hold, at most: of any instance.
+    kv_mean: float
+    kv_max: float
+    #: Requests that wait on an instance for a seat or for pages.
+    waiting_mean: float
+    waiting_max: int
+
+
+class Meter:
+    """Hand it to a `Simulation` and then tell it whose cores to read (`watch`). It passes steps on to `then`."""
+
+    def __init__(self, then: Observer | None = None) -> None:
+        self._then = then
+        self._members: Sequence[Metered] = ()
+        self._gauges: list[_Gauge] = []
+        #: Positions that were computed, on all instances.
+        self.positions = 0
+
+    def watch(self, members: Sequence[Metered]) -> None:
+        self._members = members
+        self._gauges = [_Gauge() for _ in members]
+
+    def steps(self, instance: int, start_ns: int, ends_ns: Times, first: Features) -> None:
+        """See `sim.Observer`."""
+        gauge, core = self._gauges[instance], self._members[instance].core
+        count, end = len(ends_ns), int(ends_ns[-1])
+        # Steps of a pipeline overlap.
+        span = end - max(start_ns, gauge.last_end)
+        pages, waiting = core.pages.used, len(core.waiting)
+        gauge.last_end = end
+        gauge.busy_ns += span
+        gauge.waiting_ns += waiting * span
+        # From step to step, positions are added to the pages.
+        gauge.pages_ns += (pages + first.new * (count - 1) / (2 * core.pages.page_tokens)) * span
+        gauge.pages_max = max(gauge.pages_max, pages)
+        gauge.waiting_max = max(gauge.waiting_max, waiting)
+        self.positions += first.new * count
+        if self._then is not None:
+            self._then.steps(instance, start_ns, ends_ns, first)
+
+    def use(self, pool: LaidPool, window_ns: int) -> Use:
+        """Of a pool, over a run of so many ns."""
+        numbers = range(pool.first, pool.first + pool.instances)
+        gauges = [self._gauges[number] for number in numbers]
+        pages = self._members[pool.first].core.pages.pages
+        whole = max(1, window_ns) * pool.instances
+        return Use(
+            stepping=sum(gauge.busy_ns for gauge in gauges) / whole,
+            kv_mean=sum(gauge.pages_ns for gauge in gauges) / whole / pages,
+            kv_max=max(gauge.pages_max for gauge in gauges) / pages,
+            waiting_mean=sum(gauge.waiting_ns for gauge in gauges) / whole,
+            waiting_max=max(gauge.waiting_max for gauge in gauges),
+        )
+
+    def found(self, records: Sequence[Record]) -> float:
+        """The share of prompt tokens that were found in the prefix cache, at the least: what was computed twice, or for
+        requests that were not completed, counts against it."""
+        done = [record for record in records if record.outcome == COMPLETED]
+        prompts = sum(record.prompt_tokens for record in done)
+        asked = prompts + sum(record.output_tokens - 1 for record in done)
+        return max(0.0, (asked - self.positions) / prompts) if prompts else 0.0
