@@ -8,7 +8,8 @@ the core: a replay has the same.
 
 from penstock.core.step import Features, StepCost
 
-#: A new ratio weighs at least so much: of about the last thirty steps of its regime each has a say.
+#: A new ratio weighs at least so much: of about the last thirty steps of its regime each has a say. The first weigh
+#: more, later ones more than earlier, so that a start with a stall, or far from the truth, is soon forgotten.
 _WEIGHT_MIN = 1 / 32
 #: One stall must not pull the average further than this.
 _RATIO_MAX = 4.0
@@ -43,4 +44,4 @@ class Predictor:
         seen = self._seen[kind] = self._seen.get(kind, 0) + 1
         before = self.factors.get(kind, 1.0)
         ratio = min(max(took_ns / self.cost.step_ns(features), before / _RATIO_MAX), before * _RATIO_MAX)
-        self.factors[kind] = before + (ratio - before) * max(1 / seen, _WEIGHT_MIN)
+        self.factors[kind] = before + (ratio - before) * max(2 / (seen + 1), _WEIGHT_MIN)
