@@ -34,6 +34,7 @@ from penstock.core.instance import InstanceConfig
 from penstock.core.slo import Slo
 from penstock.core.step import Features, features
 from penstock.cost.fitting import choose, condense, errors
+from penstock.cost.models import corrected
 from penstock.drivers import log
 from penstock.drivers.sim import Delays, Simulation, alike
 from penstock.metrics import result
@@ -228,10 +229,10 @@ def simulate(seen: Seen, around: Sequence[Window], live: list[Record]) -> tuple[
     samples = condense(inside)
     chosen = choose(samples)
     error = errors(samples, chosen.held_out)["all"]["mean"]
-    total = sum(ns for _, ns in inside) / sum(chosen.cost.step_ns(found) for found, _ in inside)
+    cost = corrected(chosen.cost, inside)
     delays, about = messages(seen, around)
-    twin = Simulation(alike(seen.config, delays=delays), chosen.cost).run(requests_of(live))
-    return twin, about | {"steps": len(inside), "fit_error": error, "measured_over_predicted": total}
+    twin = Simulation(alike(seen.config, delays=delays), cost).run(requests_of(live))
+    return twin, about | {"steps": len(inside), "fit_error": error} | {f"over_{k}": v for k, v in cost.regimes.items()}
 
 
 def messages(seen: Seen, around: Sequence[Window]) -> tuple[Delays, dict[str, float]]:

@@ -42,7 +42,7 @@ class Linear(Cost, frozen=True):
         decodes = first.decodes
         steps = np.arange(count)
         decode_context = first.decode_context + decodes * steps
-        prompt_context = first.new_context - first.decode_context + (growth - decodes) * (steps if first.prompts else 0)
+        prompt_context = first.new_context - first.decode_context + (growth - decodes) * steps
         prompts = self.prompt * (first.new - decodes) + self.prompt_context * prompt_context
         ns = np.rint(self.base + prompts + self.decode * decodes + self.decode_context * decode_context)
         return np.maximum(ns, 1).astype(np.int64)

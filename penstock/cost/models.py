@@ -6,10 +6,14 @@
  "errors":     {"decode": {"mean": 0.021, ...}, ...}}       held out, by regime, as fractions
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
+from penstock.core.predict import regime
 from penstock.core.step import Features
 from penstock.cost.base import Cost
 from penstock.cost.composed import Composed
@@ -23,16 +27,39 @@ Plain = Linear | Piecewise | Phases | GroupPhases | BucketPhases | PipelinePhase
 
 
 class Scaled(Cost, frozen=True):
-    """Another model, wrong by a factor: to see what that does to a policy."""
+    """Another model, times a factor: to correct it by what was measured since, or to see what an error does."""
 
     cost: Plain
-    factor: float
+    factor: float = 1.0
+    #: For steps of one regime (`core.predict.regime`), instead of `factor`.
+    regimes: dict[str, float] = msgspec.field(default_factory=dict)
 
     def step_ns(self, features: Features) -> int:
-        return max(1, round(self.cost.step_ns(features) * self.factor))
+        return max(1, round(self.cost.step_ns(features) * self._of(features)))
+
+    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
+        scaled = np.rint(self.cost.steps_ns(first, growth, count) * self._of(first))
+        durations: npt.NDArray[np.int64] = np.maximum(scaled, 1).astype(np.int64)
+        return durations
 
     def interval_ns(self, features: Features) -> int:
-        return max(1, round(self.cost.interval_ns(features) * self.factor))
+        return max(1, round(self.cost.interval_ns(features) * self._of(features)))
+
+    def _of(self, features: Features) -> float:
+        return self.regimes.get(regime(features), self.factor)
+
+
+def corrected(cost: Plain, steps: Sequence[tuple[Features, int]]) -> Scaled:
+    """The model so scaled that in each regime it gives these steps, together, the time that they took.
+
+    A fit to typical steps leaves out the stalls that any real run has; what a run takes is the sum of all its steps.
+    """
+    took: dict[str, list[int]] = {}
+    for features, ns in steps:
+        sums = took.setdefault(regime(features), [0, 0])
+        sums[0] += ns
+        sums[1] += cost.step_ns(features)
+    return Scaled(cost, regimes={name: measured / said for name, (measured, said) in took.items()})
 
 
 Model = Plain | Scaled

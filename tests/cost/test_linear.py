@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.core.predict import regime
 from penstock.core.step import Features, Slice, StepPlan, features, repeated
 from penstock.cost import models
 from penstock.cost.linear import Linear, fit, relative_error
@@ -83,3 +84,15 @@ def test_a_cost_file_comes_back_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "b.json").write_text('{"cost": 1}')
     with pytest.raises(ValueError, match="penstock fit"):
         models.load(tmp_path / "b.json")
+
+
+def test_a_corrected_cost_gives_each_regime_the_time_that_it_took() -> None:
+    cost = Linear(5e6, 2e4, 30.0, 1e5, 12.0)
+    some = steps(60)
+    slower = {"decode": 1.3, "mixed": 0.8, "prefill": 2.0}
+    measured = [(f, round(cost.step_ns(f) * slower[regime(f)])) for f in some]
+    scaled = models.corrected(cost, measured)
+    assert scaled.regimes == pytest.approx({regime(f): slower[regime(f)] for f in some}, rel=1e-6)
+    first = some[0]
+    each = [scaled.step_ns(f) for f in repeated(first, 50, 20)]
+    assert scaled.steps_ns(first, 50, 20).tolist() == each
