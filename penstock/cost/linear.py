@@ -9,6 +9,7 @@ splitting the terms. The form is that of DistServe (OSDI'24, appendix A) and Loo
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from penstock.core.step import Features
 from penstock.cost.base import Cost
 
 _TERMS = 5
+_STEPS = np.arange(512)
 
 
 class Linear(Cost, frozen=True):
@@ -40,12 +42,14 @@ class Linear(Cost, frozen=True):
     def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
         """The terms in the order of `step_ns`, so that not a bit differs."""
         decodes = first.decodes
-        steps = np.arange(count)
+        steps = _STEPS[:count] if count <= len(_STEPS) else np.arange(count)
+        context: Any = first.new_context - first.decode_context
+        if growth != decodes:
+            context = context + (growth - decodes) * steps
+        prompts = self.prompt * (first.new - decodes) + self.prompt_context * context
         decode_context = first.decode_context + decodes * steps
-        prompt_context = first.new_context - first.decode_context + (growth - decodes) * steps
-        prompts = self.prompt * (first.new - decodes) + self.prompt_context * prompt_context
         ns = np.rint(self.base + prompts + self.decode * decodes + self.decode_context * decode_context)
-        return np.maximum(ns, 1).astype(np.int64)
+        return np.maximum(ns, 1, out=ns).astype(np.int64)
 
 
 def _row(features: Features) -> tuple[float, ...]:

@@ -16,9 +16,9 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from heapq import heappop, heappush
-from itertools import chain
+from itertools import chain, islice, repeat
 from typing import Protocol
 
 import msgspec
@@ -340,8 +340,9 @@ class Simulation:
     def _write_times(self, record: Record, track: _Track) -> None:
         delay, runs = self._config.delays.token, track.runs
         if self._config.every_token:
-            times = [np.frombuffer(ends[first : first + count], np.int64) for ends, first, count in runs]
-            record.times_ns = (np.concatenate(times) + delay).tolist()
+            parts = [ends[first : first + count] for ends, first, count in runs]
+            times = parts[0] if len(parts) == 1 else array("q", chain.from_iterable(parts))
+            record.times_ns = (np.frombuffer(times, np.int64) + delay).tolist() if delay else times.tolist()
             return
         tokens = sum(count for _, _, count in runs)
         (first_ends, first, _), (last_ends, last, count) = runs[0], runs[-1]
@@ -517,4 +518,10 @@ def _keys(request: Request, block_tokens: int) -> tuple[int, ...]:
     blocks = request.prompt_tokens // block_tokens
     if parts == 1:
         return request.hash_ids[:blocks]
-    return tuple([at for block in request.hash_ids for at in range(block * parts, (block + 1) * parts)][:blocks])
+    return tuple(islice(chain.from_iterable(map(_parts, request.hash_ids, repeat(parts))), blocks))
+
+
+@lru_cache(1 << 16)
+def _parts(block: int, parts: int) -> tuple[int, ...]:
+    """A block's parts; many requests begin with the same blocks."""
+    return tuple(range(block * parts, (block + 1) * parts))
