@@ -48,7 +48,9 @@ class Linear(Cost, frozen=True):
             context = context + (growth - decodes) * steps
         prompts = self.prompt * (first.new - decodes) + self.prompt_context * context
         decode_context = first.decode_context + decodes * steps
-        ns = np.rint(self.base + prompts + self.decode * decodes + self.decode_context * decode_context)
+        ns: npt.NDArray[np.float64] = np.rint(
+            self.base + prompts + self.decode * decodes + self.decode_context * decode_context
+        )
         return np.maximum(ns, 1, out=ns).astype(np.int64)
 
 
