@@ -1,0 +1,75 @@
+"""The meter: numbers worked out by hand, and that leaping measures what stepping measures."""
+
+import random
+
+import msgspec
+import pytest
+
+from penstock.core.batch import Limits
+from penstock.core.instance import InstanceConfig
+from penstock.core.slo import MS
+from penstock.cost.linear import Linear
+from penstock.drivers.deployment import LaidPool
+from penstock.drivers.meter import Meter, Use
+from penstock.drivers.sim import Simulation, alike
+from penstock.metrics.record import Record
+from penstock.workload.trace import Request
+
+COST = Linear(10.0 * MS, 1.0 * MS, 0.0, 0.0, 0.0)
+
+
+def metered(
+    requests: list[Request], instances: int = 1, stepping: bool = False, **config: object
+) -> tuple[Use, float, list[Record]]:
+    """Use of all instances, share of prompt tokens found, records."""
+    instance = InstanceConfig(**{"pages": 100, **config})  # type: ignore[arg-type]
+    meter = Meter()
+    simulation = Simulation(alike(instance, instances, stepping=stepping), COST, meter)
+    meter.watch(simulation.members)
+    records = simulation.run(requests)
+    window_ns = max(r.end_ns for r in records) - min(r.sent_ns for r in records)
+    pool = LaidPool("", 0, instances, instance.pages * instance.page_tokens)
+    return meter.use(pool, window_ns), meter.found(records), records
+
+
+def test_one_request_by_hand() -> None:
+    """Prefill of 30 ms for 20 tokens on two pages, then two decodes of 10 ms; then nothing for 30 ms, and again."""
+    lone = Request(arrival_s=0.0, prompt_tokens=20, output_tokens=3)
+    again = msgspec.structs.replace(lone, arrival_s=0.08)
+    use, found, _ = metered([lone, again], instances=2)
+    assert use.stepping == pytest.approx((50 + 50) / (2 * 130))
+    assert use.kv_mean == pytest.approx(2 * 100 / (2 * 130) / 100)
+    assert (use.kv_max, use.waiting_max, found) == (0.02, 0, 0.0)
+
+
+def test_who_finds_no_seat_waits() -> None:
+    asked = [Request(arrival_s=0.0, prompt_tokens=10, output_tokens=1)] * 3
+    use, _, _ = metered(asked, limits=Limits(max_num_seqs=1))
+    assert use.waiting_max == 2
+    assert use.waiting_mean == pytest.approx((2 + 1 + 0) / 3)
+
+
+def test_what_is_found_is_not_computed() -> None:
+    asked = [
+        Request(arrival_s=float(i), prompt_tokens=130, output_tokens=4, hash_ids=(7, 8), block_tokens=64)
+        for i in range(4)
+    ]
+    _, found, _ = metered(asked)
+    assert found == pytest.approx(3 * 128 / (4 * 130))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_leaping_measures_what_stepping_measures(seed: int) -> None:
+    draw = random.Random(seed)
+    asked = [
+        Request(arrival_s=draw.random() * 3, prompt_tokens=draw.randrange(1, 300), output_tokens=draw.randrange(1, 120))
+        for _ in range(60)
+    ]
+    limits = Limits(max_num_seqs=8, max_num_batched_tokens=draw.choice((64, 256)))
+    runs = [metered(asked, 2, stepping, limits=limits, pages=150) for stepping in (True, False)]
+    (stepped, _, theirs), (leapt, _, ours) = runs
+    assert theirs == ours
+    assert (stepped.stepping, stepped.kv_max) == (leapt.stepping, leapt.kv_max)
+    assert (stepped.waiting_mean, stepped.waiting_max) == (leapt.waiting_mean, leapt.waiting_max)
+    # Between two steps, pages are counted by the position.
+    assert leapt.kv_mean == pytest.approx(stepped.kv_mean, abs=0.005)
