@@ -211,23 +211,34 @@ def set_idle(records: list[Record], requests: list[Request], laid: Laid) -> None
 def _limits(
     laid: Laid, simulation: Simulation, meter: Meter, requests: list[Request], records: list[Record]
 ) -> list[str]:
-    """What each pool was busy with, over the time of the whole run."""
-    lines = []
+    """What each pool was busy with, over the time of the whole run, and what prompts shared."""
+    lines, preemptions = [], 0
     window_ns = max(record.end_ns for record in records) - min(record.sent_ns for record in records)
     for pool in laid.pools:
         use = meter.use(pool, window_ns)
         members = simulation.members[pool.first : pool.first + pool.instances]
-        preemptions = sum(member.preemptions + member.core.preemptions for member in members)
+        here = sum(member.preemptions + member.core.preemptions for member in members)
+        preemptions += here
         lines += [
             f"{pool.instances} x {pool.title}, each with room for {pool.kv_tokens:,} tokens of KV:",
             f"  stepping {100 * use.stepping:.1f} % of the time; KV in use {100 * use.kv_mean:.1f} % on average, "
             f"{100 * use.kv_max:.1f} % at most;",
             f"  waiting on an instance {use.waiting_mean:.1f} requests on average, {use.waiting_max} at most; "
-            f"{preemptions} preemptions.",
+            f"{here} preemptions.",
         ]
-    if any(request.hash_ids for request in requests):
-        lines.append(f"Prompt tokens found in the prefix cache: {100 * meter.found(records):.1f} % (at least).")
-    return lines
+    exact = not preemptions and all(record.outcome == COMPLETED for record in records)
+    return lines + _shared(laid, requests, f"{'' if exact else 'at least '}{100 * meter.found(records):.1f} %")
+
+
+def _shared(laid: Laid, requests: list[Request], found: str) -> list[str]:
+    block_tokens = laid.sim.members[0].instance.block_tokens
+    named = [request for request in requests if request.hash_ids]
+    lost = sum(bool(request.block_tokens % block_tokens) for request in named)
+    warning = (
+        f"WARNING: {lost} requests name blocks whose length is no multiple of --block-tokens {block_tokens}: "
+        "they share nothing."
+    )
+    return [warning] * bool(lost) + [f"Prompt tokens found in the prefix cache: {found}."] * bool(named)
 
 
 def _conclude(
