@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from penstock.core.step import Features
 from penstock.cost.base import Cost
@@ -156,6 +155,8 @@ def _curve(knots: list[int], slopes: list[float], start: float) -> Curve:
 def _solve(rows: Array, lines: list[int], strength: float) -> Array:
     """x >= 0 for which `rows` x is nearest to 1, by least squares that are reweighted so that outliers count for
     less (Huber). `lines` are the lengths of the broken lines, whose columns follow the first one."""
+    from scipy.optimize import nnls  # Takes long to import, and only fits need it.
+
     scale = np.sqrt((rows**2).mean(axis=0)) + 1e-300
     scaled = rows / scale
     smooth = strength * np.sqrt(len(rows)) * _smoothing(scale, lines)
