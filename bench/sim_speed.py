@@ -79,7 +79,7 @@ def trace_speed(requests: list[Request], rounds: int) -> None:
     print("Stepping and leaping gave equal records.")
 
 
-def million() -> None:
+def million(count: int) -> None:
     """A large fleet in one process; time and memory."""
     lone = deployment(1)
     waiting = synthesize(Plan(lengths="azure-conv-2023", count=CAPACITY_REQUESTS, rate=1e6))
@@ -88,7 +88,7 @@ def million() -> None:
     rate = LOAD * capacity * MANY_INSTANCES
     print(f"One instance reaches {capacity:.2f} req/s; {MANY_INSTANCES} get {rate:,.0f} req/s, {LOAD:.0%} of that.")
     began = time.perf_counter()
-    requests = synthesize(Plan(lengths="azure-conv-2023", count=MANY_REQUESTS, rate=rate, seed=1))
+    requests = synthesize(Plan(lengths="azure-conv-2023", count=count, rate=rate, seed=1))
     print(
         f"{len(requests):,} requests drawn in {time.perf_counter() - began:.1f} s; memory so far {_peak_mib():,} MiB."
     )
@@ -109,11 +109,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, help="Mooncake's mooncake_conversation.jsonl, or any trace")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each kind")
-    parser.add_argument("--requests", type=int, help="only so many of the trace's first")
+    parser.add_argument("--requests", type=int, help="only so many")
     parser.add_argument("--million", action="store_true", help="a million requests over 256 instances; minutes")
     args = parser.parse_args()
     if args.million:
-        return million()
+        return million(args.requests or MANY_REQUESTS)
     if args.trace is not None and args.trace.exists():
         requests = trace.load(args.trace)
     else:

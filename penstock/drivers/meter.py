@@ -36,7 +36,8 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Time during which a step was under way.
     stepping: float
-    #: Pages that jobs hold, at most: of any instance.
+    #: Pages that jobs hold; at most: of any instance. Where a hang-up or a failure cuts a quiet stretch short, the
+    #: pages that it took last, less than a 64th of all, are not seen.
     kv_mean: float
     kv_max: float
     #: Requests that wait on an instance for a seat or for pages.
