@@ -3,8 +3,8 @@
     python bench/replay.py [--requests 10000] [--concurrency 64] [--engine auto|null] [--model FOLDER] [--record FILE]
 
 Short prompts and answers of mixed lengths, some of which begin alike, over HTTP; a tenth of the clients hang up. KV
-pages are few, so that requests also wait, are preempted and evict what was shared. Prints what `penstock replay` says
-of the run, the simulated one included, and the sum of it. Ends with status 1 if a command differs or a request failed.
+pages are few, so that requests wait and what was shared is evicted. Prints what `penstock replay` says of the run, the
+simulated one included, and the sum of it. Ends with status 1 if a command differs or a request failed.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> int:
         path = args.record or Path(folder) / "run.log"
         ends = record(path, args)
         found = [log.replay(one) for one in paths_of(path)]
-        penstock(["replay", str(path)])
+        penstock(["replay", str(path), "--closed-loop"])
     differing = sum(one.difference is not None for one in found)
     print(
         f"{ends.total()} requests ({', '.join(f'{count} {end}' for end, count in sorted(ends.items()))}), "
@@ -60,20 +60,10 @@ def _parse() -> argparse.Namespace:
 
 
 def flags(path: Path, args: argparse.Namespace) -> list[str]:
-    """Of the server; with so few pages not all that run have room for their answers."""
-    pages = max(8, args.concurrency * 3 // 4)
-    said = [
-        "--quiet",
-        "--engine",
-        args.engine,
-        "--kv-pages",
-        str(pages),
-        "--record",
-        str(path),
-        "--policy",
-        args.policy,
-    ]
-    said += ["--pipeline-depth", str(args.pipeline_depth), "--slo", "ttft=1s,tpot=100ms"]
+    """Of the server; with so few pages not all have room at once."""
+    said = ["--quiet", "--engine", args.engine, "--kv-pages", str(max(32, args.concurrency)), "--page-tokens", "8"]
+    said += ["--record", str(path), "--policy", args.policy, "--pipeline-depth", str(args.pipeline_depth)]
+    said += ["--slo", "ttft=1s,tpot=100ms"]
     said += ["--null-cost", "10,5,20"] if args.engine == "null" else []
     return said + [args.model] * bool(args.model)
 

@@ -29,6 +29,8 @@ from penstock.metrics.errors import Errors, compare, render
 from penstock.metrics.record import Record
 from penstock.metrics.summary import Dist
 
+#: Above this share of the time with a step running, a run is warned about.
+BUSY = 0.95
 #: Each with its features, and what it took in ns.
 Steps = list[tuple[Features, int]]
 
@@ -42,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--goodput", nargs="+", default=[], metavar="METRIC:TARGET",
         help="judge all requests by this SLO instead of the recorded ones: ttft:200 (ms), tpot:50 e2e:2s, ttft:3x",
+    )  # fmt: skip
+    parser.add_argument(
+        "--closed-loop", action="store_true",
+        help="clients waited for their answers: send each request after the one that had just ended when it came",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is found for other programs")
     parser.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
@@ -95,6 +101,8 @@ def _simulate(args: argparse.Namespace, paths: Sequence[Path], cost: Model | Non
         print(f"Not simulated: {error}")
         return {"not_simulated": str(error)}
     print("\n".join(_about(run, steps, cost)))
+    if args.closed_loop:
+        run = recorded.closed_loop(run)
     with tqdm(total=len(run.requests), unit="req", disable=args.disable_tqdm or None) as bar:
         twin, preemptions = recorded.simulate(run, cost, bar.update)
     for records in (run.records, twin):
@@ -147,6 +155,12 @@ def _about(run: Recorded, steps: Steps, cost: Model) -> list[str]:
         lines.append(
             f"The recorded steps took {took / 1e9:.2f} s; this cost model gives them {predicted / 1e9:.2f} s "
             f"({100 * (predicted - took) / took:+.1f} %)."
+        )
+    busy = took / (places * max(record.end_ns for record in run.records))
+    if busy > BUSY:
+        lines.append(
+            f"WARNING: steps ran {100 * busy:.0f} % of the time. Without a pause every error adds up in the queue; if "
+            "clients waited for\n  their answers before they sent more, say --closed-loop."
         )
     return lines
 

@@ -400,6 +400,23 @@ def _member(header: Header) -> MemberConfig:
     return MemberConfig(instance=header.instance, predictor=header.predictor)
 
 
+def closed_loop(run: Recorded) -> Recorded:
+    """The run as one of clients that wait for their answers: each request is sent so long after the one that ended last
+    before it came as it was then, instead of when it came. Which client sent what is not in a log, and need not be."""
+    ends = sorted((record.end_ns, number) for number, record in enumerate(run.records))
+    ended, waiting = 0, list[int]()
+    sessions, requests = dict[int, str](), list[Request]()
+    for number, (record, request) in enumerate(zip(run.records, run.requests, strict=True)):
+        while ended < len(ends) and ends[ended][0] < record.sent_ns:
+            waiting.append(ends[ended][1])
+            ended += 1
+        before = waiting.pop() if waiting else None
+        sessions[number] = str(number) if before is None else sessions[before]
+        think_s = None if before is None else (record.sent_ns - run.records[before].end_ns) / SECOND
+        requests.append(msgspec.structs.replace(request, session=sessions[number], think_s=think_s))
+    return msgspec.structs.replace(run, requests=requests)
+
+
 def simulate(
     recorded: Recorded, cost: StepCost, on_arrival: Callable[[], object] = lambda: None
 ) -> tuple[list[Record], int]:

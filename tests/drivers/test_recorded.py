@@ -33,9 +33,12 @@ from penstock.core.slo import MS, Slo
 from penstock.core.step import Slice, features
 from penstock.cost.linear import Linear
 from penstock.drivers.log import ClusterEntry, Header, InstanceEntry, LogWriter
-from penstock.drivers.recorded import gather, paths_of, set_idle, simulate
+from penstock.drivers.recorded import closed_loop, gather, paths_of, set_idle, simulate
+from penstock.drivers.sim import Simulation, alike
 from penstock.metrics.record import CANCELLED, COMPLETED, DROPPED, FAILED, REJECTED, Record
+from penstock.metrics.summary import peak_concurrency
 from penstock.policies.bundles import ROWS, make_cluster, make_instance
+from penstock.workload.request import Request
 
 CONFIG = InstanceConfig(pages=50)
 #: 5 ms a step, whatever is in it.
@@ -349,6 +352,33 @@ def test_with_the_true_step_times_the_twin_is_the_run(tmp_path: Path, policy: st
     assert preemptions == run.preemptions
     assert {record.outcome for record in twin} == {COMPLETED, CANCELLED}
     assert policy in ("splitfuse", "prefill-first") or preemptions
+
+
+def test_in_a_closed_loop_a_slower_twin_is_sent_requests_later(tmp_path: Path) -> None:
+    """Three clients that think a little after each answer: as many are at it in the twin."""
+    draw = random.Random(0)
+    cost, slow = Linear(5.0 * MS, 7123.4, 11.7, 4321.5, 17.9), Linear(10.0 * MS, 9e4, 0.0, 0.0, 0.0)
+    asked = [
+        Request(
+            arrival_s=0.001 * n, prompt_tokens=draw.randrange(1, 99), output_tokens=draw.randrange(1, 30),
+            session=f"{n % 3}", think_s=draw.random() / 100,
+        )
+        for n in range(30)
+    ]  # fmt: skip
+    sent = Simulation(alike(CONFIG), cost).run(asked)
+    specs = [spec(r.id, r.sent_ns / MS, r.prompt_tokens, r.output_tokens) for r in sent]
+    play(tmp_path / "log", CONFIG, specs, {}, cost)
+    open_run = gather([tmp_path / "log"])
+    run = closed_loop(open_run)
+    assert len({request.session for request in run.requests}) == 3
+    assert simulate(run, cost) == simulate(open_run, cost)
+    twin, _ = simulate(run, slow)
+    ends: dict[str, int] = {}
+    for request, record in zip(run.requests, twin, strict=True):
+        if request.think_s is not None:
+            assert record.sent_ns == ends[request.session] + round(request.think_s * 1e9)
+        ends[request.session] = record.end_ns
+    assert peak_concurrency(simulate(open_run, slow)[0]) > 3 >= peak_concurrency(twin)
 
 
 def test_the_clusters_log_tells_of_those_who_never_got_to_an_instance_and_of_instances(tmp_path: Path) -> None:
