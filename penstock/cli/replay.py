@@ -29,8 +29,8 @@ from penstock.metrics.errors import Errors, compare, render
 from penstock.metrics.record import Record
 from penstock.metrics.summary import Dist
 
-#: Above this share of the time with a step running, a run is warned about.
-BUSY = 0.95
+#: A mean TTFT this much too long, relative, is that of a queue that ran away.
+RAN_AWAY = 1.0
 #: Each with its features, and what it took in ns.
 Steps = list[tuple[Features, int]]
 
@@ -110,6 +110,11 @@ def _simulate(args: argparse.Namespace, paths: Sequence[Path], cost: Model | Non
     found = compare(_judged(run.records, slo), _judged(twin, slo), slo)
     print(render(found))
     print(f"{'preemptions':<40}{run.preemptions:>14}{preemptions:>14}{preemptions - run.preemptions:>+12}")
+    if not args.closed_loop and (found.of("ttft", "mean").relative or 0.0) > RAN_AWAY:
+        print(
+            "The simulated queue ran away: requests are sent when they came, however late simulated answers are. If "
+            "clients\nwaited for their answers before they sent more, say --closed-loop."
+        )
     return _as_json(found) | {"cost": cost, "preemptions": [run.preemptions, preemptions]}
 
 
@@ -155,12 +160,6 @@ def _about(run: Recorded, steps: Steps, cost: Model) -> list[str]:
         lines.append(
             f"The recorded steps took {took / 1e9:.2f} s; this cost model gives them {predicted / 1e9:.2f} s "
             f"({100 * (predicted - took) / took:+.1f} %)."
-        )
-    busy = took / (places * max(record.end_ns for record in run.records))
-    if busy > BUSY:
-        lines.append(
-            f"WARNING: steps ran {100 * busy:.0f} % of the time. Without a pause every error adds up in the queue; if "
-            "clients waited for\n  their answers before they sent more, say --closed-loop."
         )
     return lines
 

@@ -142,6 +142,15 @@ def test_without_a_cost_steps_are_fitted_to_the_log(run: Run, capsys: pytest.Cap
     assert f"of {run.log}.instance0" in capsys.readouterr().out
 
 
+def test_a_queue_that_runs_away_is_told_of_unless_clients_wait(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """With steps a hundred times as long as they were."""
+    said = []
+    for more in ([], ["--closed-loop"]):
+        assert main(["replay", str(run.log), "--cost", "5e8,0,0,0,0", "--disable-tqdm", *more]) == 0
+        said.append("ran away" in capsys.readouterr().out)
+    assert said == [True, False]
+
+
 def test_a_scheduler_that_decides_otherwise_is_found_and_still_simulated(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
