@@ -83,10 +83,11 @@ def main(args: argparse.Namespace) -> int:
     laid, promised, notes = deploy(args)
     live = result.load(args.against) if args.against else None
     requests = requests_of(live.records) if live else bench.workload(args)[0]
+    slo = _promise(args, live, promised)
     every_token = sum(request.output_tokens for request in requests) <= TOKENS_MAX
     timeline = Timeline() if args.chrome_trace else None
     meter = Meter(timeline)
-    config = msgspec.structs.replace(laid.sim, every_token=every_token, stepping=args.stepping)
+    config = msgspec.structs.replace(laid.sim, slo=slo, every_token=every_token, stepping=args.stepping)
     simulation = Simulation(config, laid.costs, meter)
     meter.watch(simulation.members)
     began = time.perf_counter()
@@ -104,7 +105,14 @@ def main(args: argparse.Namespace) -> int:
         timeline.write(args.chrome_trace, records)
         left_out = f"; its last {timeline.left_out} steps had no room" if timeline.left_out else ""
         notes.append(f"Open {args.chrome_trace} in ui.perfetto.dev{left_out}.")
-    return _conclude(args, laid, records, live, notes, promised)
+    return _conclude(args, laid, records, live, notes, slo)
+
+
+def _promise(args: argparse.Namespace, live: result.Result | None, promised: Slo) -> Slo:
+    """What is promised to requests that bring no SLO: the flag's, else the live run's, else the file's."""
+    if live and live.summary.goodput:
+        promised = live.summary.goodput.slo
+    return Slo.parse(" ".join(args.goodput)) or promised
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -247,11 +255,8 @@ def _conclude(
     records: list[Record],
     live: result.Result | None,
     notes: list[str],
-    promised: Slo,
+    slo: Slo,
 ) -> int:
-    if live and live.summary.goodput:
-        promised = live.summary.goodput.slo
-    slo = Slo.parse(" ".join(args.goodput)) or promised
     summary = summarize(records, slo, percentiles=args.metric_percentiles, **args.warmup)
     notes = [*notes, *_per_gpu(laid, summary)]
     if live:

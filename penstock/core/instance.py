@@ -46,14 +46,15 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Step:
     """A step in flight: two parallel lists, the jobs and their slices."""
 
-    __slots__ = ("budget", "features", "jobs", "report", "slices", "stale", "steady")
+    __slots__ = ("budget", "features", "issued", "jobs", "report", "slices", "stale", "steady")
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, now: int) -> None:
         self.jobs = batch.jobs
         self.slices = batch.slices
         #: Positions that it could have had more.
         self.budget = batch.budget
         self.steady = batch.steady
+        self.issued = now
         #: As composed, where there is a predictor to learn how long that takes.
         self.features = features(StepPlan(0, batch.slices)) if batch.predictor is not None else NO_FEATURES
         #: Slices of jobs preempted since: their tokens count, their pages are gone.
@@ -98,6 +99,8 @@ class Instance:
         #: Jobs that have a deadline.
         self._deadlines = 0
         self._depth = max(config.depth, config.stages)
+        #: When the last step was reported, if anybody learns from that.
+        self._ended_at = 0
         self._reported_jobs = (0, 0, 0, 0, 0)
         self._reported_free = config.pages
         #: A report is due when so many pages have come or gone since the last.
@@ -110,7 +113,7 @@ class Instance:
         out: list[InstanceCommand] = []
         match event:
             case StepDone() | StepFailed():
-                self._on_report(event, out)
+                self._on_report(event, now, out)
             case Submitted():
                 self._on_submitted(event, out)
             case Cancelled():
@@ -160,7 +163,7 @@ class Instance:
 
     # -- reports -----------------------------------------------------------------------------------------------
 
-    def _on_report(self, event: StepDone | StepFailed, out: list[InstanceCommand]) -> None:
+    def _on_report(self, event: StepDone | StepFailed, now: int, out: list[InstanceCommand]) -> None:
         step = self.steps.get(event.seq)
         if step is None or step.report is not None:
             return
@@ -168,11 +171,19 @@ class Instance:
         while self.steps and (report := (head := next(iter(self.steps.values()))).report) is not None:
             del self.steps[report.seq]
             if isinstance(report, StepDone):
-                if self.predictor is not None and report.took_ns:
-                    self.predictor.learn(head.features, report.took_ns)
+                if self.predictor is not None:
+                    self._learn(head, report, now)
                 self._settle(head, report, out)
             else:
                 self._fail(head, report, out)
+
+    def _learn(self, step: Step, report: StepDone, now: int) -> None:
+        """What counts is what clients wait for: from one step's end to the next one's, messages included. In a pipeline
+        that is not how long a step takes, so there the engine's word is taken."""
+        took_ns = now - max(step.issued, self._ended_at) if self.config.stages == 1 else report.took_ns
+        self._ended_at = now
+        if self.predictor is not None and took_ns > 0:
+            self.predictor.learn(step.features, took_ns)
 
     def _settle(self, step: Step, report: StepDone, out: list[InstanceCommand]) -> None:
         """Account for an executed step: first what did not go as planned, then the ordinary rest in one pass."""
@@ -266,7 +277,7 @@ class Instance:
         self._tell_evicted(out)
         if not batch.slices:
             return False
-        self.steps[self.next_step] = Step(batch)
+        self.steps[self.next_step] = Step(batch, now)
         out.append(Run(StepPlan(self.next_step, list(batch.slices))))
         self.next_step += 1
         return True

@@ -53,8 +53,6 @@ from penstock.workload.trace import Request
 #: Times in ns: one, or many as int64.
 Times = Sequence[int] | npt.NDArray[np.int64]
 
-_NO_SLO = Slo()
-
 #: The most steps that are computed in one go: more would often be in vain, as an event cuts them short.
 _STRETCH_MAX = 512
 
@@ -97,6 +95,8 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     members: list[MemberConfig]
     cluster: ClusterConfig = ClusterConfig()
+    #: Promised to requests that bring none of their own.
+    slo: Slo = Slo()
     delays: Delays = Delays()
     #: Bandwidth, in bytes/s, that all instances share when they load their weights; 0: loading takes no time.
     load_bytes_per_s: float = 0.0
@@ -279,7 +279,7 @@ class Simulation:
             arrival=self.now,
             keys=_keys(request, self._config.members[0].instance.block_tokens),
             priority=request.priority or 0,
-            slo=request.slo or _NO_SLO,
+            slo=request.slo or self._config.slo,
             adapter=request.adapter,
         )
         if request.cancel_s is not None:

@@ -28,6 +28,7 @@ class Bench:
         self.preempted: list[int] = []
         self.bound: dict[int, int] = {}
         self._seq = -1
+        self._now = 0
 
     def submit(
         self, job: int, prompt: int, new: int, priority: int = 0, keys: tuple[int, ...] = (), slo: str = ""
@@ -43,11 +44,12 @@ class Bench:
         flying = self.instance.steps[self._seq]
         took_ns = round(took * COST.step_ns(features(StepPlan(0, flying.slices))))
         self.plan = {}
-        self._take(StepDone(self._seq, [], took_ns))
+        self._now += took_ns
+        self._take(StepDone(self._seq))
         return self.plan
 
     def _take(self, event: Submitted | StepDone) -> None:
-        for command in self.instance.handle(event, 0):
+        for command in self.instance.handle(event, self._now):
             if isinstance(command, Run):
                 self._seq = command.plan.seq
                 self.plan = {piece.job: piece.count for piece in command.plan.slices}
