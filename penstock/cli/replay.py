@@ -57,6 +57,8 @@ def main(args: argparse.Namespace) -> int:
     """0 if all commands are the same."""
     slo = Slo.parse(" ".join(args.goodput))
     cost = named.resolve(args.cost).cost if args.cost else None
+    if args.cost_from:
+        cost = _fitted(args.cost_from)
     paths = recorded.paths_of(args.log)
     compared = {path: log.replay(path) for path in paths}
     for path, found in compared.items():
@@ -94,13 +96,12 @@ def _simulate(args: argparse.Namespace, paths: Sequence[Path], cost: Model | Non
     """Run it again, print the errors, and give them for JSON."""
     try:
         run = recorded.gather(paths)
-        steps = _steps(path for path in paths if path != args.log or len(paths) == 1)
-        if cost is None:
-            cost = _fitted(_steps(args.cost_from) if args.cost_from else steps, args.cost_from or [args.log])
+        instances = paths[1:] or paths
+        cost = cost or _fitted(instances)
     except ValueError as error:
         print(f"Not simulated: {error}")
         return {"not_simulated": str(error)}
-    print("\n".join(_about(run, steps, cost)))
+    print("\n".join(_about(run, _steps(instances), cost)))
     if args.closed_loop:
         run = recorded.closed_loop(run)
     with tqdm(total=len(run.requests), unit="req", disable=args.disable_tqdm or None) as bar:
@@ -118,13 +119,15 @@ def _simulate(args: argparse.Namespace, paths: Sequence[Path], cost: Model | Non
     return _as_json(found) | {"cost": cost, "preemptions": [run.preemptions, preemptions]}
 
 
-def _steps(paths: Any) -> Steps:
+def _steps(paths: Sequence[Path]) -> Steps:
+    """Of all these instances' logs."""
     return list(chain.from_iterable(log.observe(path).steps for path in paths))
 
 
-def _fitted(steps: Steps, sources: Sequence[Path]) -> Model:
-    """The model that best predicts steps that it was not shown, made slower by what stalls add on average: it is fitted
-    to medians."""
+def _fitted(paths: Sequence[Path]) -> Model:
+    """The model that best predicts steps of these logs that it was not shown; it is fitted to medians, and then made
+    slower by what stalls add on average. Raises ValueError where there are too few."""
+    steps = _steps(paths)
     samples = condense(steps)
     if len(samples) < POINTS_MIN:
         raise ValueError(f"{len(samples)} different steps are too few to fit step times to: say them with --cost")
@@ -132,7 +135,7 @@ def _fitted(steps: Steps, sources: Sequence[Path]) -> Model:
     error = errors(samples, chosen.held_out)["all"]
     took, predicted = _totals(steps, chosen.cost)
     print(
-        f"Step times fitted to {len(steps)} steps ({len(samples)} kinds) of {', '.join(map(str, sources))}: "
+        f"Step times fitted to {len(steps)} steps ({len(samples)} kinds) of {', '.join(path.name for path in paths)}: "
         f"{chosen.name};\n  held-out relative error mean {100 * error['mean']:.1f} %, P90 {100 * error['p90']:.1f} %; "
         f"then times {took / predicted:.3f}, what steps took over what is typical."
     )
@@ -150,7 +153,7 @@ def _about(run: Recorded, steps: Steps, cost: Model) -> list[str]:
     delay = Dist.of(run.delays)
     took, predicted = _totals(steps, cost)
     lines = [f"Simulating {len(run.requests)} requests on {places} x {run.sim.members[0].instance.policy}"]
-    lines[0] += f", {failures} times without an instance." if failures else "."
+    lines[0] += f"; an instance was missing {failures} x." if failures else "."
     if delay is not None:
         at = delay.percentiles_ms
         lines.append(

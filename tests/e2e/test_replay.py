@@ -139,7 +139,9 @@ def test_without_a_cost_steps_are_fitted_to_the_log(run: Run, capsys: pytest.Cap
     assert "held-out relative error" in said
     assert "good requests under ttft=10000ms" in said
     assert main(["replay", str(run.log), "--cost-from", f"{run.log}.instance0", "--disable-tqdm"]) == 0
-    assert f"of {run.log}.instance0" in capsys.readouterr().out
+    assert f"of {run.log.name}.instance0" in capsys.readouterr().out
+    assert main(["replay", str(run.log), "--cost-from", str(run.log)]) == 2
+    assert "log of a cluster" in capsys.readouterr().err
 
 
 def test_a_queue_that_runs_away_is_told_of_unless_clients_wait(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
