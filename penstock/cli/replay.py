@@ -5,6 +5,7 @@ penstock replay run.log                the same events must give the same comman
                                        any differs. Then the run once more with step times fitted to the log itself
 penstock replay run.log --cost cost.json --goodput ttft:500 tpot:50 --json errors.json
 penstock replay run.log --cost-from yesterday.log.instance0
+penstock replay run.log --closed-loop  where clients waited for their answers before they sent more
 
 --cost takes a file of `penstock fit`, a name (`penstock fit --list`) or five numbers, as in `penstock simulate`.
 """
