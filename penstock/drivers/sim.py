@@ -169,7 +169,8 @@ class _Member:
         self.index = index
         self.config = config
         self.cost = cost
-        self.up = False
+        #: What the cluster calls it; -1 until it is up.
+        self.name = -1
         #: Of cores before the present one.
         self.preemptions = 0
         self.reset()
@@ -203,8 +204,13 @@ class Simulation:
         self._arrivals: Iterator[int] = iter(())
         #: Session -> its later turns, each of which waits for the one before.
         self._turns: dict[str, deque[int]] = {}
-        #: Requests that are neither over nor still to come; with a track once they are on an instance.
-        self._open: dict[int, _Track | None] = {}
+        #: Requests that are neither over nor still to come.
+        self._open: dict[int, None] = {}
+        #: Those of them that are on an instance.
+        self._tracks: dict[int, _Track] = {}
+        #: What the cluster calls an instance, which has a new name after each start.
+        self._named: dict[int, _Member] = {}
+        self._gone = 0
         #: (time, 0, instance, first step, the stretch that ends) or (time, 1, number in order, 0, what is to be done)
         self._heap: list[tuple[int, int, int, int, _Stretch | Callable[[], None]]] = []
         self._sequence = 0
@@ -227,11 +233,13 @@ class Simulation:
         gc.disable()  # Nothing here makes cycles that are to be collected.
         try:
             self._play()
+            while self._open:
+                for job in list(self._open):
+                    self._close(job, FAILED, "no instance was left to serve it")
+                self._play()
         finally:
             if collecting:
                 gc.enable()
-        for job in list(self._open):
-            self._close(job, FAILED, "no instance was left to serve it")
         return self._records
 
     def _play(self) -> None:
@@ -307,15 +315,21 @@ class Simulation:
                     self._close(job, FAILED, "its instance failed")
 
     def _submit(self, instance: int, spec: JobSpec) -> None:
-        if spec.id in self._open:
-            member = self.members[instance]
-            self._open[spec.id] = _Track(self._requests[spec.id], member)
-            self._feed(member, Submitted(spec, 1))
+        """A dispatch arrives. One to an instance that is gone is lost, with the job; one whose client has hung up
+        meanwhile is followed by that."""
+        member = self._named.get(instance)
+        if member is None:
+            return
+        self._tracks[spec.id] = _Track(self._requests[spec.id], member)
+        self._feed(member, Submitted(spec, 1))
+        if spec.id not in self._open and spec.id in self._tracks:
+            del self._tracks[spec.id]
+            self._feed(member, Cancelled(spec.id, 1))
 
     def _hang_up(self, job: int) -> None:
         if job not in self._open:
             return
-        track = self._open[job]
+        track = self._tracks.get(job)
         if track is not None:
             self._catch_up(track.member)
         self._close(job, CANCELLED)
@@ -325,7 +339,8 @@ class Simulation:
 
     def _close(self, job: int, outcome: str, error: str = "", delay: int = 0) -> None:
         """A request is over: write its record, and let its session go on."""
-        track, record = self._open.pop(job), self._records[job]
+        del self._open[job]
+        track, record = self._tracks.pop(job, None), self._records[job]
         record.outcome, record.error, record.end_ns = outcome, error, self.now + delay
         if track is not None and track.runs:
             self._write_times(record, track)
@@ -370,18 +385,19 @@ class Simulation:
             self._await_link()
 
     def _join(self, member: _Member) -> None:
-        member.up = True
-        self._feed_cluster(Joined(member.index))
+        member.name = len(self._named) + self._gone
+        self._named[member.name] = member
+        self._feed_cluster(Joined(member.name))
 
     def _fail(self, failure: Failure) -> None:
         member = self.members[failure.instance]
-        if not member.up:
+        if self._named.pop(member.name, None) is None:
             return
+        self._gone += 1
         self._catch_up(member)
         for stretch in member.flights:
             stretch.alive = False
-        member.up = False
-        self._feed_cluster(Left(member.index))
+        self._feed_cluster(Left(member.name))
         member.preemptions += member.core.preemptions
         member.reset()
         if failure.down_ns is not None:
@@ -394,7 +410,7 @@ class Simulation:
             if isinstance(command, Run):
                 self._begin_step(member, command.plan)
             elif isinstance(command, Report):
-                self._report(Reported(member.index, command.load))
+                self._report(Reported(member.name, command.load))
             elif isinstance(command, End) and command.job in self._open:
                 self._close(command.job, FAILED if command.outcome == "invalid" else command.outcome, command.reason)
                 self._cluster.handle(Ended(command.job), self.now)
@@ -428,9 +444,8 @@ class Simulation:
         """How many steps like this one until an answer ends."""
         soonest = _STRETCH_MAX
         for job, piece in zip(step.jobs, step.slices, strict=True):
-            track = self._open[job.id]
-            if piece.start + piece.count >= job.known and track is not None and track.left < soonest:
-                soonest = track.left
+            if piece.start + piece.count >= job.known:
+                soonest = min(soonest, self._tracks[job.id].left)
         return soonest
 
     def _fly(self, member: _Member, stretch: _Stretch) -> None:
@@ -486,8 +501,7 @@ class Simulation:
         self._feed(member, StepDone(seq, exceptions, self.now - stretch.start))
 
     def _emit(self, job: int, seq: int, count: int = 1) -> _Track:
-        track = self._open[job]
-        assert track is not None, "a job ran before it was submitted"
+        track = self._tracks[job]
         track.emit(seq, count)
         return track
 

@@ -186,3 +186,32 @@ def test_ends_only_keeps_every_latency() -> None:
     for ours, theirs in zip(full, Simulation(config, COST).run(requests), strict=True):
         assert (ours.ttft_ns, ours.e2e_ns, ours.output_tokens) == (theirs.ttft_ns, theirs.e2e_ns, theirs.output_tokens)
         assert ours.tpot_ns == pytest.approx(theirs.tpot_ns) if ours.tpot_ns else theirs.tpot_ns is None
+
+
+def test_later_turns_of_a_session_end_too_when_no_instance_is_left() -> None:
+    config = msgspec.structs.replace(alike(InstanceConfig(pages=100)), failures=[Failure(instance=0, at_ns=50 * MS)])
+    turns = [request(0.1, 5, 1, session="a", think_s=1.0)] * 3
+    for record in Simulation(config, COST).run(turns):
+        assert record.end_ns >= record.sent_ns
+        assert record.error
+
+
+def test_a_hang_up_on_the_way_to_an_instance_is_seen_there() -> None:
+    requests = [request(i / 100, 5, 1, cancel_s=0.001) for i in range(20)] + [request(1.0, 5, 1)]
+    simulation = Simulation(alike(InstanceConfig(pages=1000), delays=Delays(dispatch=5 * MS)), COST)
+    records = simulation.run(requests)
+    assert [r.outcome for r in records] == [CANCELLED] * 20 + [COMPLETED]
+    assert simulation.members[0].core.counts["seen"] == 21
+
+
+def test_a_report_from_before_a_restart_does_not_speak_for_the_instance_after_it() -> None:
+    config = alike(InstanceConfig(pages=1000), 2, delays=Delays(report=50 * MS))
+    config = msgspec.structs.replace(config, failures=[Failure(instance=0, at_ns=500 * MS, down_ns=MS)])
+    simulation = Simulation(config, COST)
+    least: list[int] = []
+    cluster = simulation._cluster
+    simulation.run(
+        [request(i / 100, 5, 3) for i in range(60)],
+        lambda: least.append(min(member.under_way for member in cluster.members.values())),
+    )
+    assert min(least) == 0
