@@ -14,11 +14,16 @@ import statistics
 from pathlib import Path
 
 import penstock
-from penstock.cost import fitting, models
+from penstock.cost import fitting, models, named
 from penstock.cost.fitting import Chosen, Sample
 from penstock.cost.profile import Point, Profile, Setup
 from penstock.drivers.log import observe
 from penstock.metrics import fitplot, plot
+
+#: Names that are not listed one by one.
+COMPOSED = (
+    "HARDWARE/MODEL[/tpN][/ppN], as in h200/llama-3.1-70b/tp4: composed of kernel measurements (docs/cost-composed.md)"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hardware", default="", help="the setup whose hardware has this in its name")
     parser.add_argument("--model", default="", help="the setup whose model has this in its name")
     parser.add_argument("--out", type=Path, default=Path("cost.json"), help="file (default: %(default)s)")
+    parser.add_argument("--list", action="store_true", help="print the cost models that have names, and fit nothing")
     parser.add_argument("--plot", metavar="PNG", help="draw predicted against measured, and errors over step size")
 
 
 def main(args: argparse.Namespace) -> int:
     """0 once the model is written."""
+    if args.list:
+        print("\n".join([*named.listing(), COMPOSED]))
+        return 0
     if args.plot:
         plot.check()
     if not args.profiles and not args.logs:

@@ -1,6 +1,7 @@
 """Time a model without a server: batches of equal requests, through the scheduler and the engine in this process.
 
 penstock bench latency ./folder --batch 1 8 --input-len 128 --output-len 64 --repeat 5
+penstock bench latency --cost h200/llama-3.1-8b --batch 1 8 64       the same in simulated time
 
 TTFT here is from handing the whole batch over to a request's first token, TPOT from there to its last one, for each
 token after the first; both are means over a batch's requests. Prompts are random and never shared.
@@ -17,10 +18,15 @@ from tqdm import tqdm
 
 from penstock.cli.engine_flags import engine_arguments, engine_options
 from penstock.core.batch import Limits
+from penstock.core.instance import InstanceConfig
+from penstock.cost import named
+from penstock.cost.models import Model
 from penstock.drivers.local import Local
+from penstock.drivers.sim import Simulation, alike
 from penstock.drivers.worker import make_engine
 from penstock.engine.base import Engine, EngineInfo
 from penstock.engine.params import Sampling
+from penstock.workload.trace import Request
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -64,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-batched-tokens", type=int, default=Limits().max_num_batched_tokens,
                        help="tokens in one step (default: %(default)s)")  # fmt: skip
     group.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    group.add_argument("--cost", help="simulate: steps take what this says (see `penstock simulate`)")
     group.add_argument("--json", action="store_true", help="print JSON instead of a table")
     engine_arguments(parser.add_argument_group("engine"))
 
@@ -76,15 +83,35 @@ def main(args: argparse.Namespace) -> int:
     ]:
         if value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
-    sampling = Sampling(max_tokens=args.output_len, temperature=args.temperature, ignore_eos=True)
-    engine, _ = make_engine(engine_options(args, args.max_num_batched_tokens), _say)
-    _check_room(engine.info, args)
-    found = _measure(engine, args, sampling)
+    if args.cost:
+        cost, title = named.resolve(args.cost).cost, f"simulated, steps cost what {args.cost} says"
+        found = [
+            _latency(batch, args.input_len, args.output_len, [_simulate(cost, batch, args)]) for batch in args.batch
+        ]
+    else:
+        sampling = Sampling(max_tokens=args.output_len, temperature=args.temperature, ignore_eos=True)
+        engine, _ = make_engine(engine_options(args, args.max_num_batched_tokens), _say)
+        _check_room(engine.info, args)
+        found = _measure(engine, args, sampling)
+        info, model = engine.info, args.model or ("null" if args.engine == "null" else "penstock-demo")
+        title = f"{model}, {info.dtype} on {info.device}, {info.threads} threads; no server"
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(found), indent=1).decode())
     else:
-        print(_table(found, args.model or ("null" if args.engine == "null" else "penstock-demo"), engine.info))
+        print(_table(found, title))
     return 0
+
+
+def _simulate(cost: Model, batch: int, args: argparse.Namespace) -> _Run:
+    """One batch on an instance that has room for it. In simulated time every run is the same."""
+    limits = Limits(max_num_seqs=batch, max_num_batched_tokens=args.max_num_batched_tokens, max_num_queued=batch)
+    length = args.input_len + args.output_len
+    instance = InstanceConfig(pages=batch * -(-length // InstanceConfig(pages=1).page_tokens), limits=limits)
+    request = Request(arrival_s=0.0, prompt_tokens=args.input_len, output_tokens=args.output_len)
+    records = Simulation(alike(instance), cost).run([request] * batch)
+    ttft_s = statistics.fmean((record.ttft_ns or 0) / 1e9 for record in records)
+    tpot_s = statistics.fmean((record.tpot_ns or 0) / 1e9 for record in records)
+    return _Run(ttft_s, tpot_s, max(record.end_ns for record in records) / 1e9)
 
 
 def _check_room(info: EngineInfo, args: argparse.Namespace) -> None:
@@ -146,11 +173,10 @@ def _spread(values: list[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
 
 
-def _table(found: list[Latency], model: str, info: EngineInfo) -> str:
+def _table(found: list[Latency], title: str) -> str:
     some = found[0]
     lines = [
-        f"{model}, {info.dtype} on {info.device}, {info.threads} threads; no server; "
-        f"{some.input_len} tokens in, {some.output_len} out, {some.repeats} runs each",
+        f"{title}; {some.input_len} tokens in, {some.output_len} out, runs of each: {some.repeats}",
         f"{'batch':>6} {'TTFT ms':>20} {'TPOT ms':>20} {'output tokens/s':>20}",
     ]
     for row in found:

@@ -13,7 +13,7 @@ VERBS = {
     "simulate": ("penstock.cli.simulate", "run the same scheduler over a trace in simulated time"),
     "profile": ("penstock.cli.profile", "measure what steps take on this machine"),
     "fit": ("penstock.cli.fit", "make a cost model of what was measured, and say how far off it is"),
-    "replay": ("penstock.cli.replay", "feed a recorded run to the scheduler again and compare its commands"),
+    "replay": ("penstock.cli.replay", "feed a recorded run to the scheduler again: the same commands? the same times?"),
     "trace": ("penstock.cli.trace", "describe, convert and synthesize traces of requests"),
 }
 

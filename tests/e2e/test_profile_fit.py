@@ -1,5 +1,6 @@
 """From measuring to a cost model, as a user does it: stopped and gone on with, merged, fitted, drawn, used."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -129,3 +130,20 @@ def test_latency_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert '"output_tokens_per_s"' in capsys.readouterr().out
     assert main([*args, "--kv-pages", "20"]) == 1
     assert "--kv-pages" in capsys.readouterr().err
+
+
+def test_named_costs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "distserve/opt-13b/tp1" in listed
+    assert "h200/" in listed
+
+
+def test_latency_of_a_cost_is_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    """10 ms a step, 1 ms a prompt token, 2 ms a decode."""
+    flags = ["--batch", "1", "--input-len", "20", "--output-len", "5", "--json"]
+    assert main(["bench", "latency", "--cost", "10e6,1e6,0,2e6,0", *flags]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["ttft_ms"]["mean"] == pytest.approx(30)
+    assert found["tpot_ms"]["mean"] == pytest.approx(12)
+    assert found["output_tokens_per_s"]["mean"] == pytest.approx(5 / 0.078)
