@@ -412,7 +412,7 @@ def _prompts_said(target: Target, requests: list[Request]) -> str:
     if all(r.prompt is not None for r in requests):
         return "Prompts are the trace's own text."
     if target.ids:
-        return f"Prompts are token ids, drawn from {len(target.ids)} of common words."
+        return f"Prompts are token ids, drawn from {len(target.ids)} different ones."
     return f"Prompts are common words ({target.tokens_per_word:.2f} tokens each); lengths as the server counts them."
 
 

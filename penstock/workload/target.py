@@ -16,6 +16,8 @@ from penstock.workload.request import Request
 from penstock.workload.trace import scale_lengths
 
 PROBE_S_MAX = 60.0
+#: With fewer different tokens, prompts could be alike; and the ids before the first are often special.
+IDS_MIN, IDS_FIRST = 32, 8
 _TEXT = " ".join(WORDS)
 Json = dict[str, Any]
 
@@ -115,9 +117,20 @@ class Target:
             self.tokens_per_word = len(tokens) / len(WORDS)
             ids = sorted(set(tokens))
             if not self.chat and await self._complete(session, ids[:4]):
-                self.ids = ids
+                self.ids = ids if len(ids) >= IDS_MIN else await self._any_ids(session)
         elif usage := await self._complete(session, _TEXT):
             self.tokens_per_word = usage.get("prompt_tokens", len(WORDS)) / len(WORDS)
+
+    async def _any_ids(self, session: aiohttp.ClientSession) -> list[int]:
+        """Ids of whatever tokens, as many as the server takes. Raises NoServer if those are too few.
+
+        A tokenizer that knows no ordinary word makes the same token of each: all prompts would be alike, and a server
+        that reuses prefixes would be measured at that.
+        """
+        for count in (8192, 4096, 1024, 256, 2 * IDS_MIN):
+            if await self._complete(session, [IDS_FIRST, count - 1]):
+                return list(range(IDS_FIRST, count))
+        raise NoServer("the server's tokenizer makes the same few tokens of all words, and other ids are not taken")
 
     async def _complete(self, session: aiohttp.ClientSession, prompt: str | list[int]) -> Json | None:
         """The usage of a one-token answer, or None where the server does not take such a prompt."""

@@ -41,6 +41,8 @@ class FakeServer:
     script: Callable[[int, dict[str, Any]], Script] = lambda index, body: Script()
     takes_ids: bool = True
     tokenizes: bool = True
+    #: Knows no word: each is token 2, as with a tokenizer of another language; ids go up to this.
+    wordless: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     disconnects: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -76,7 +78,8 @@ class FakeServer:
         return web.json_response({"object": "list", "data": [{"id": "fake-model"}]})
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        tokens = [100 + WORDS.index(word) for word in (await request.json())["prompt"].split()]
+        words = (await request.json())["prompt"].split()
+        tokens = [2 if self.wordless else 100 + WORDS.index(word) for word in words]
         return web.json_response({"tokens": tokens, "count": len(tokens)})
 
     async def _detokenize(self, request: web.Request) -> web.Response:
@@ -89,6 +92,8 @@ class FakeServer:
         prompt = body["messages"][0]["content"] if chat else body["prompt"]
         if isinstance(prompt, list) and not self.takes_ids:
             return _error(400, "prompt must be a string")
+        if self.wordless and isinstance(prompt, list) and max(prompt) >= self.wordless:
+            return _error(400, "no such token")
         usage = {"prompt_tokens": len(prompt if isinstance(prompt, list) else prompt.split()) + 1}
         if not body.get("stream"):
             return web.json_response({"choices": [{"text": "the"}], "usage": usage | {"completion_tokens": 1}})

@@ -28,6 +28,13 @@ async def test_ids_where_they_are_known_and_taken() -> None:
     assert target.prompt(REQUEST, [0, 3]) == [100, 103]
 
 
+async def test_a_tokenizer_that_knows_no_word_does_not_make_all_prompts_alike() -> None:
+    target = await find(FakeServer(wordless=1500))
+    assert target.ids == list(range(8, 1024))
+    with pytest.raises(NoServer, match="few tokens"):
+        await find(FakeServer(wordless=10))
+
+
 @pytest.mark.parametrize("server", [FakeServer(takes_ids=False), FakeServer(tokenizes=False)])
 async def test_words_elsewhere(server: FakeServer) -> None:
     target = await find(server)
