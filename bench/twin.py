@@ -6,7 +6,7 @@ Two models, requests as a Poisson process of random lengths and as the Azure 202
 --trace, else synthesized to match it), each at three loads: light, at the knee, overloaded. For every cell the same
 requests are served live twice (other words, so that no prefix is found again) and simulated once. Between the cells
 runs another load, from idle to too much, and what the twin knows of the live server is what the log says of that: step
-times, fitted, and what messages take. It has not seen the runs that it is compared with.
+times, fitted together with a profile, and what messages take. It has not seen the runs that it is compared with.
 
 The machine has a noise of its own: the second live run against the first. Bars: TPOT median 5 %, TTFT median 10 %, P99
 of both 20 %, attainment 3 points; where the noise is larger, 1.5 times the noise is the bar.
@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from server_process import ServerProcess
 from vs_vllm import make_checkpoint
 
-from penstock.cli.simulate import requests_of
 from penstock.core.commands import Run
 from penstock.core.events import StepDone, Submitted
 from penstock.core.instance import InstanceConfig
@@ -35,17 +35,22 @@ from penstock.core.slo import Slo
 from penstock.core.step import Features, features
 from penstock.cost.fitting import choose, condense, errors
 from penstock.cost.models import corrected
+from penstock.cost.profile import Profile
 from penstock.drivers import log
 from penstock.drivers.sim import Delays, Simulation, alike
 from penstock.metrics import result
 from penstock.metrics.record import COMPLETED, Record
 from penstock.metrics.summary import summarize
+from penstock.workload.trace import Request
 
 OUT = Path("results/twin")
 Row = dict[str, Any]
 #: Metric -> the most that the twin may be off: relative, and for attainment absolute.
 BARS = {"tpot median": 0.05, "ttft median": 0.10, "tpot p99": 0.20, "ttft p99": 0.20, "attainment": 0.03}
-LOADS = {"light": 0.4, "knee": 0.85, "overloaded": 1.3}
+LOADS = {"light": 0.3, "knee": 0.6, "overloaded": 1.3}
+#: The load between the cells: parts of the same, one after the other.
+PARTS = (0.2, 0.6, 1.2)
+CELLS = [(kind, name) for kind in ("poisson", "azure") for name in LOADS]
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,16 @@ class Case:
     #: What lengths of the trace are multiplied by.
     length_scale: float
     slo: str
-    #: Requests/s to start the search for the most it can serve.
-    rate: float
+    #: Requests that are sent at once to find out how many it serves in a second.
+    burst: int
+    #: Of arrivals in each run, and in each part of the load between.
+    run_s: float
+    part_s: float
 
 
 CASES = {
-    "demo": Case("demo", (), 200, 40, 1 / 6, "ttft=100ms,tpot=10ms", 20.0),
-    "llama": Case("llama-0.29b", (str(OUT / "llama-0.29b"),), 96, 20, 1 / 12, "ttft=3s,tpot=150ms", 2.0),
+    "demo": Case("demo", (), 200, 40, 1 / 6, "ttft=100ms,tpot=10ms", 160, 20.0, 3.0),
+    "llama": Case("llama-0.29b", (str(OUT / "llama-0.29b"),), 96, 20, 1 / 12, "ttft=2s,tpot=150ms", 32, 60.0, 7.0),
 }
 
 
@@ -77,6 +85,8 @@ class Job:
     arrival_ns: int
     core_ns: int
     prompt_tokens: int
+    #: Names of its blocks: prompts that have something in common have some of these in common.
+    keys: tuple[int, ...]
     first_ns: int = 0
 
 
@@ -96,8 +106,10 @@ def main() -> int:
     make_checkpoint(OUT / "llama-0.29b")
     rows: list[Row] = []
     for name in args.models:
-        rows += run_case(CASES[name], args)
-    args.json.write_text(json.dumps({"bars": BARS, "seconds": args.seconds, "cells": rows}, indent=1))
+        if not args.judge:
+            serve(CASES[name], args)
+        rows += judge(CASES[name])
+    args.json.write_text(json.dumps({"bars": BARS, "cells": rows}, indent=1))
     print("\n" + table(rows))
     print(f"\nEvery number is in {args.json}, every request in {OUT}.")
     return 0
@@ -106,38 +118,61 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
-    parser.add_argument("--seconds", type=float, default=40.0, help="of arrivals in each run")
     parser.add_argument("--trace", type=Path, help="the Azure 2023 conversation trace")
+    parser.add_argument("--judge", action="store_true", help="serve nothing: simulate and judge what was served before")
     parser.add_argument("--json", type=Path, default=Path("results/twin.json"))
     return parser.parse_args()
 
 
-def run_case(case: Case, args: argparse.Namespace) -> Iterator[Row]:
-    """Serve and simulate all cells of a model."""
-    record = OUT / f"{case.name}.log"
-    with ServerProcess(*case.flags, "--served-model-name", "m", "--record", str(record)) as server:
+def serve(case: Case, args: argparse.Namespace) -> None:
+    """Profile a model, serve all its cells, and the load between them. Leaves files."""
+    profile = [sys.executable, "-m", "penstock.cli.main", "profile", *case.flags, "--grid", "coarse"]
+    subprocess.run([*profile, "--out", str(OUT / f"{case.name}.sqlite")], check=True)
+    with ServerProcess(*case.flags, "--served-model-name", "m", "--record", str(OUT / f"{case.name}.log")) as server:
         load = Load(case, server.url, args)
-        calibrations = [load.calibrate(0)]
-        cells = [(kind, name) for kind in ("poisson", "azure") for name in LOADS]
-        runs: list[tuple[str, str, list[list[Record]]]] = []
-        for number, (kind, name) in enumerate(cells, start=1):
-            lived = [load.cell(kind, name, LOADS[name], turn) for turn in (0, 1)]
-            calibrations.append(load.calibrate(number))
-            runs.append((kind, name, lived))
+        between = [load.calibrate(0)]
+        for kind, name in CELLS:
+            for turn in (0, 1):
+                load.cell(kind, name, LOADS[name], turn)
+                between.append(load.calibrate(len(between)))
         time.sleep(1.5)  # The log is flushed once a second.
-    seen = read(record.with_name(record.name + ".instance0"))
-    for number, (kind, name, lived) in enumerate(runs):
-        twin, about = simulate(seen, calibrations[number : number + 2], lived[0])
+    (OUT / f"{case.name}.served.json").write_bytes(msgspec.json.encode(Served(load.rates, between)))
+
+
+def judge(case: Case) -> Iterator[Row]:
+    """Simulate what was served, and measure all three."""
+    served = msgspec.json.decode((OUT / f"{case.name}.served.json").read_bytes(), type=Served)
+    seen = read(OUT / f"{case.name}.log.instance0")
+    for number, (kind, name) in enumerate(CELLS):
+        lived = [result.load(OUT / f"{case.name}-{kind}-{name}-{turn}.json").records for turn in (0, 1)]
+        windows = [
+            Window(*served.between[i], _sent(f"{case.name}-calibrate-{i}")) for i in (2 * number, 2 * number + 1)
+        ]
+        asked = requests(seen, (windows[0].end_ns, windows[1].start_ns), lived[0])
+        twin, about = simulate(seen, windows, OUT / f"{case.name}.sqlite", asked)
         yield {
             "model": case.name, "arrivals": kind, "load": name, "requests": len(lived[0]), "slo": case.slo,
-            "rate": round(load.rates[kind] * LOADS[name], 3), **about,
+            "rate": round(served.rates[kind] * LOADS[name], 3), **about,
             "live": measure(lived[0], case.slo), "again": measure(lived[1], case.slo), "twin": measure(twin, case.slo),
         }  # fmt: skip
 
 
+def _sent(name: str) -> list[Record]:
+    return sorted(result.load(OUT / f"{name}.json").records, key=lambda r: r.sent_ns)
+
+
+class Served(msgspec.Struct):
+    """What must be known of a model's runs beside their files."""
+
+    #: Arrivals -> the most requests/s that it serves.
+    rates: dict[str, float]
+    #: Start and end of the loads between the cells, ns on the monotonic clock.
+    between: list[tuple[int, int]]
+
+
 @dataclass
 class Window:
-    """A run on the monotonic clock, and what its client saw."""
+    """A run on the monotonic clock, and what its client saw, in the order of sending."""
 
     start_ns: int
     end_ns: int
@@ -153,31 +188,32 @@ class Load:
         #: Arrivals -> the most requests/s that it serves.
         self.rates: dict[str, float] = {}
         for kind in ("poisson", "azure"):
-            count = ["--num-prompts", str(round(case.rate * 8)), "--arrival", "closed"]
+            count = ["--num-prompts", str(case.burst), "--arrival", "closed"]
             closed = self._serve(f"{case.name}-{kind}-closed", self._workload(kind), 0, count)
             done = [r for r in closed if r.outcome == COMPLETED]
             self.rates[kind] = len(done) / (max(r.end_ns for r in done) / 1e9)
             print(f"{case.name}, {kind}: {self.rates[kind]:.2f} req/s at most", flush=True)
 
-    def cell(self, kind: str, name: str, part: float, turn: int) -> list[Record]:
+    def cell(self, kind: str, name: str, part: float, turn: int) -> None:
         """One live run of a cell."""
         rate = self.rates[kind] * part
-        count = max(20, round(rate * self._args.seconds))
+        count = max(20, round(rate * self._case.run_s))
         flags = ["--num-prompts", str(count), "--request-rate", f"{rate:.4f}"]
-        return self._serve(f"{self._case.name}-{kind}-{name}-{turn}", self._workload(kind), 1, flags)
+        self._serve(f"{self._case.name}-{kind}-{name}-{turn}", self._workload(kind), 1, flags)
 
-    def calibrate(self, number: int) -> Window:
+    def calibrate(self, number: int) -> tuple[int, int]:
         """Another load: idle ones, then more, then more than it can bear."""
         rng = np.random.default_rng([number, 9])
         rate, prompt, output = self.rates["poisson"], self._case.prompt, self._case.output
-        gaps = [rng.exponential(1 / (rate * part), max(4, round(rate * part * 5))) for part in (0.2, 0.6, 1.2)]
+        counts = [max(4, round(rate * part * self._case.part_s)) for part in PARTS]
+        gaps = [rng.exponential(1 / (rate * part), count) for part, count in zip(PARTS, counts, strict=True)]
         times = np.concatenate(gaps).cumsum().tolist()
         path = OUT / f"{self._case.name}-calibrate-{number}.csv"
         rows = [f"{at:.4f},{rng.integers(8, 2 * prompt)},{rng.integers(2, 2 * output)}" for at in times]
         path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
         start_ns = time.monotonic_ns()
-        records = self._serve(path.stem, ["--dataset-name", "trace", "--dataset-path", str(path)], number, [])
-        return Window(start_ns, time.monotonic_ns(), records)
+        self._serve(path.stem, ["--dataset-name", "trace", "--dataset-path", str(path)], number, [])
+        return start_ns, time.monotonic_ns()
 
     def _workload(self, kind: str) -> list[str]:
         case = self._case
@@ -209,7 +245,7 @@ def read(path: Path) -> Seen:
         assert isinstance(entry, log.InstanceEntry), f"{path} is not an instance's log"
         event = entry.event
         if isinstance(event, Submitted):
-            seen.jobs[event.spec.id] = Job(event.spec.arrival, entry.now, event.spec.known)
+            seen.jobs[event.spec.id] = Job(event.spec.arrival, entry.now, event.spec.known, event.spec.keys)
         elif isinstance(event, StepDone) and event.seq in running:
             run, issued = running.pop(event.seq)
             seen.steps.append((entry.now, features(run.plan), entry.now - issued))
@@ -223,15 +259,38 @@ def read(path: Path) -> Seen:
     return seen
 
 
-def simulate(seen: Seen, around: Sequence[Window], live: list[Record]) -> tuple[list[Record], dict[str, float]]:
-    """The twin's run of the same requests, from what the calibrations before and after say."""
+def requests(seen: Seen, between: tuple[int, int], live: list[Record]) -> list[Request]:
+    """The requests of a live run, with the names of their blocks as the log has them."""
+    jobs = [job for job in seen.jobs.values() if between[0] < job.arrival_ns < between[1]]
+    jobs = sorted(jobs, key=lambda job: job.arrival_ns)[-len(live) :]
+    block_tokens = seen.config.block_tokens
+    return [
+        Request(
+            arrival_s=record.sent_ns / 1e9, prompt_tokens=record.prompt_tokens, output_tokens=record.output_tokens,
+            hash_ids=job.keys, block_tokens=block_tokens,
+        )
+        for record, job in zip(sorted(live, key=lambda r: r.sent_ns), jobs, strict=True)
+    ]  # fmt: skip
+
+
+def measured(path: Path) -> list[tuple[Features, int]]:
+    """Steps of a profile: it has long prompts and large batches that the load between the runs may not have."""
+    with Profile(path, must_exist=True) as profile:
+        ((setup, _),) = profile.setups()
+        return [(point.features, point.median) for point in profile.points(setup) if point.settled]
+
+
+def simulate(
+    seen: Seen, around: Sequence[Window], profile: Path, asked: list[Request]
+) -> tuple[list[Record], dict[str, float]]:
+    """The twin's run of the same requests, from the profile and what the load before and after it says."""
     inside = [(found, ns) for at, found, ns in seen.steps if any(w.start_ns <= at <= w.end_ns for w in around)]
-    samples = condense(inside)
+    samples = condense(inside) + measured(profile)
     chosen = choose(samples)
     error = errors(samples, chosen.held_out)["all"]["mean"]
     cost = corrected(chosen.cost, inside)
     delays, about = messages(seen, around)
-    twin = Simulation(alike(seen.config, delays=delays), cost).run(requests_of(live))
+    twin = Simulation(alike(seen.config, delays=delays), cost).run(asked)
     return twin, about | {"steps": len(inside), "fit_error": error} | {f"over_{k}": v for k, v in cost.regimes.items()}
 
 
@@ -245,9 +304,11 @@ def messages(seen: Seen, around: Sequence[Window]) -> tuple[Delays, dict[str, fl
             key=lambda job: job.arrival_ns,
         )
         to_core += [job.core_ns - job.arrival_ns for job in jobs]
-        if len(jobs) == len(window.records):
-            pairs = zip(window.records, jobs, strict=True)
-            front += [(r.ttft_ns or 0) - (job.first_ns - job.arrival_ns) for r, job in pairs if r.times_ns]
+        # The client begins by asking for a token or two, to learn what prompts the server takes.
+        pairs = zip(window.records, jobs[len(jobs) - len(window.records) :], strict=True)
+        late = [(r.ttft_ns or 0) - (job.first_ns - job.arrival_ns) for r, job in pairs if r.times_ns]
+        # Under too much load the front is late, too, but then the queue is what counts.
+        front += late[: round(len(late) * sum(PARTS[:2]) / sum(PARTS))]
     dispatch, rest = statistics.median(to_core), statistics.median(front)
     delays = Delays(dispatch=round(dispatch), front=round(rest / 2), token=round(rest / 2))
     return delays, {"dispatch_ms": dispatch / 1e6, "front_and_token_ms": rest / 1e6}
