@@ -53,6 +53,9 @@ from penstock.workload.trace import Request
 #: Times in ns: one, or many as int64.
 Times = Sequence[int] | npt.NDArray[np.int64]
 
+#: Up to so many jobs a step, the times of steps that only decode are remembered.
+_JOBS_REMEMBERED = 8
+
 #: The most steps that are computed in one go: more would often be in vain, as an event cuts them short.
 _STRETCH_MAX = 512
 
@@ -162,13 +165,41 @@ class _Stretch:
         self.alive = True
 
 
+class _Pace:
+    """When the steps of a stretch end. Those that only decode are remembered: few jobs with as many tokens of context
+    take as long whoever they are, and the next step has one token more of each."""
+
+    def __init__(self, cost: StepCost) -> None:
+        self._cost = cost
+        #: (jobs, context modulo jobs) -> time from no context to so many steps later.
+        self._totals: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+
+    def ends(self, first: Features, count: int, start: int) -> npt.NDArray[np.int64]:
+        """Ends of `count` steps, of which at most one slice is a part of a prompt."""
+        ends: npt.NDArray[np.int64]
+        jobs = first.decodes
+        if first.new > jobs or jobs > _JOBS_REMEMBERED:
+            durations = self._cost.steps_ns(first, jobs + (first.new - jobs) ** 2, count)
+            ends = durations.cumsum() + start
+            return ends
+        before, odd = divmod(first.decode_context, jobs)
+        totals = self._totals.get((jobs, odd))
+        if totals is None or len(totals) <= before + count:
+            room = max(4096, 2 * (before + count))
+            durations = self._cost.steps_ns(Features(jobs, odd, jobs, odd), jobs, room)
+            totals = self._totals[jobs, odd] = np.concatenate([[0], durations.cumsum()])
+        ends = totals[before + 1 : before + count + 1] + (start - totals[before])
+        return ends
+
+
 class _Member:
     """A simulated instance: its core, and when its steps end."""
 
-    def __init__(self, index: int, config: MemberConfig, cost: StepCost) -> None:
+    def __init__(self, index: int, config: MemberConfig, cost: StepCost, pace: _Pace) -> None:
         self.index = index
         self.config = config
         self.cost = cost
+        self.pace = pace
         #: What the cluster calls it; -1 until it is up.
         self.name = -1
         #: Of cores before the present one.
@@ -195,7 +226,10 @@ class Simulation:
         self._config = config
         each = list(costs) if isinstance(costs, Sequence) else [costs] * len(config.members)
         self._cluster = make_cluster(config.cluster)
-        self.members = [_Member(i, c, cost) for i, (c, cost) in enumerate(zip(config.members, each, strict=True))]
+        paces = {id(cost): _Pace(cost) for cost in each}
+        self.members = [
+            _Member(i, c, cost, paces[id(cost)]) for i, (c, cost) in enumerate(zip(config.members, each, strict=True))
+        ]
         self._observer = observer
         self._link = Link(config.load_bytes_per_s)
         self._requests: Sequence[Request] = ()
@@ -431,8 +465,7 @@ class Simulation:
         if steps > 1:
             steps = min(steps, self._soonest_end(core.steps[plan.seq]))
         if steps > 1:
-            growth = sum([piece.count * piece.count for piece in plan.slices])
-            ends = member.cost.steps_ns(found, growth, steps).cumsum() + start
+            ends = member.pace.ends(found, steps, start)
             member.free_at = int(ends[-1])
             self._fly(member, _Stretch(plan.seq, start, ends, found))
         else:
