@@ -112,12 +112,15 @@ def paired(b: Builder, w: Value, k: Value) -> Any:
 
 
 def emit_panel(b: Builder, rows: Value, x: Value, ldx: Value, w: Value, steps: Value, out: Value, ldo: Value,
-               bias: Value, *, weights: Any, x_step: int) -> None:  # fmt: skip
-    """Up to ROWS rows of x times one panel, plus bias, to out."""
+               start: Value, lds: Value, *, weights: Any, x_step: int) -> None:  # fmt: skip
+    """Up to ROWS rows of x times part of a panel, plus rows of `start`, to out."""
 
     def emit(n: int) -> None:
-        start = [simd.load(b, b.add(bias, I64(c * 4 * LANES)), VF) for c in range(2)]
-        acc = simd.accumulators(b, n, start)
+        acc = [
+            [cgutils.alloca_once_value(b, simd.load(b, b.add(simd.at(b, start, r, lds), I64(c * 4 * LANES)), VF))
+             for c in range(2)]
+            for r in range(n)
+        ]  # fmt: skip
         simd.outer_products(b, acc, [simd.at(b, x, r, ldx) for r in range(n)], steps, x_step, partial(weights, b, w))
         for r, pair in enumerate(acc):
             for c, slot in enumerate(pair):
@@ -126,10 +129,14 @@ def emit_panel(b: Builder, rows: Value, x: Value, ldx: Value, w: Value, steps: V
     simd.per_row_count(b, rows, ROWS, emit)
 
 
-panel_widened = op(Nothing, *[Int] * 8)(partial(emit_panel, weights=widened, x_step=8))
-panel_paired = op(Nothing, *[Int] * 8)(partial(emit_panel, weights=paired, x_step=4))
+panel_widened = op(Nothing, *[Int] * 9)(partial(emit_panel, weights=widened, x_step=8))
+panel_paired = op(Nothing, *[Int] * 9)(partial(emit_panel, weights=paired, x_step=4))
+#: Steps that rows take in turn before any goes on: so many of a panel's weights stay in the first cache.
+TILE = 128
+#: Rows of a block at most.
+BLOCK_ROWS = 32 * ROWS
 #: What `panel_*` gave, where it is not the last word.
-_product = scratch(ROWS * PANEL * 4)
+_product = scratch(BLOCK_ROWS * PANEL * 4)
 
 
 @op(Nothing, Int, Int, Int, Int)
@@ -170,21 +177,27 @@ def linear(a: int) -> None:
         end = (t - part * blocks + 1) * rows // blocks
         passes = (end - row + ROWS - 1) // ROWS
         for p in range(part * chunk, min(panels, part * chunk + chunk)):
-            weights, start = w + p * steps * 4 * PANEL, bias + p * 4 * PANEL
-            first = row
-            for i in range(passes):
-                last = row + (i + 1) * (end - row) // passes
-                count, source, place = last - first, x + first * ldx, out + p * width + first * ldo
-                target, ldt = (place, ldo) if mode == STORE else (product, 4 * PANEL)
-                if pairs:
-                    panel_paired(count, source, ldx, weights, steps, target, ldt, start)
-                else:
-                    panel_widened(count, source, ldx, weights, steps, target, ldt, start)
-                if mode == ADD:
-                    add_rows(count, product, place, ldo)
-                elif mode == SILU_MUL:
-                    gate_rows(count, product, place, ldo)
-                first = last
+            weights = w + p * steps * 4 * PANEL
+            for k in range(0, steps, TILE):
+                tile = min(TILE, steps - k)
+                over = k + tile == steps
+                first = row
+                for i in range(passes):
+                    last = row + (i + 1) * (end - row) // passes
+                    count, place = last - first, out + p * width + first * ldo
+                    sums = product + (first - row) * 4 * PANEL
+                    start, lds = (sums, 4 * PANEL) if k else (bias + p * 4 * PANEL, 0)
+                    target, ldt = (place, ldo) if over and mode == STORE else (sums, 4 * PANEL)
+                    source, part_w = x + first * ldx + k * (4 if pairs else 8), weights + k * 4 * PANEL
+                    if pairs:
+                        panel_paired(count, source, ldx, part_w, tile, target, ldt, start, lds)
+                    else:
+                        panel_widened(count, source, ldx, part_w, tile, target, ldt, start, lds)
+                    if over and mode == ADD:
+                        add_rows(count, sums, place, ldo)
+                    elif over and mode == SILU_MUL:
+                        gate_rows(count, sums, place, ldo)
+                    first = last
 
 
 # RMS norm.

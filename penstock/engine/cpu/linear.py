@@ -63,7 +63,7 @@ class Packed:
         x = x.bfloat16() if pairs else x
         if out is None:
             out = torch.empty(rows, self.width)
-        block = max(ROWS, CACHE_BYTES // (4 * self.inputs) // ROWS * ROWS)
+        block = min(max(ROWS, CACHE_BYTES // (4 * self.inputs) // ROWS * ROWS), kernels.BLOCK_ROWS)
         chunk = max(1, min(CACHE_BYTES // (2 * PANEL * self.inputs), self.panels // (4 * torch.get_num_threads())))
         kernels.linear(
             rows, x.data_ptr(), x.element_size() * self.inputs, self.weights.data_ptr(), self.inputs // 2, self.panels,
