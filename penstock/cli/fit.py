@@ -14,6 +14,7 @@ import statistics
 from pathlib import Path
 
 import penstock
+from penstock.core.predict import regime
 from penstock.cost import fitting, models, named
 from penstock.cost.fitting import Chosen, Sample
 from penstock.cost.profile import Point, Profile, Setup
@@ -161,7 +162,7 @@ def _provenance(setup: Setup | None, chosen: Chosen, sources: dict[str, list[Sam
 
 def _draw(path: str, samples: list[Sample], chosen: Chosen, setup: Setup | None) -> None:
     marks = [
-        (fitting.regime(what), what.new, ns / 1e6, predicted / 1e6)
+        (regime(what), what.new, ns / 1e6, predicted / 1e6)
         for (what, ns), predicted in zip(samples, chosen.held_out, strict=True)
     ]
     on = f" on {setup.hardware}: {setup.model}, {setup.dtype}" if setup else ""

@@ -23,9 +23,10 @@ import penstock
 from penstock.cli import overheads
 from penstock.cli.engine_flags import engine_arguments, engine_options
 from penstock.core.batch import Limits
+from penstock.core.predict import regime
 from penstock.cost import grid
 from penstock.cost.base import Cost
-from penstock.cost.fitting import REGIMES, regime
+from penstock.cost.fitting import REGIMES
 from penstock.cost.linear import fit
 from penstock.cost.profile import WAITED_MAX, Point, Profile, Setup, disturbed
 from penstock.drivers.worker import make_engine

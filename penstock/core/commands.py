@@ -56,7 +56,7 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, tag="report"):
-    """Tell the cluster how things are: after each event that changed them enough (see `Instance.load`)."""
+    """Tell the cluster how things are: after each event that changed them enough."""
 
     load: Load
 

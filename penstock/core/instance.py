@@ -172,18 +172,18 @@ class Instance:
             del self.steps[report.seq]
             if isinstance(report, StepDone):
                 if self.predictor is not None:
-                    self._learn(head, report, now)
+                    self._learn(self.predictor, head, report, now)
                 self._settle(head, report, out)
             else:
                 self._fail(head, report, out)
 
-    def _learn(self, step: Step, report: StepDone, now: int) -> None:
+    def _learn(self, predictor: Predictor, step: Step, report: StepDone, now: int) -> None:
         """What counts is what clients wait for: from one step's end to the next one's, messages included. In a pipeline
         that is not how long a step takes, so there the engine's word is taken."""
         took_ns = now - max(step.issued, self._ended_at) if self.config.stages == 1 else report.took_ns
         self._ended_at = now
-        if self.predictor is not None and took_ns > 0:
-            self.predictor.learn(step.features, took_ns)
+        if took_ns > 0:
+            predictor.learn(step.features, took_ns)
 
     def _settle(self, step: Step, report: StepDone, out: list[InstanceCommand]) -> None:
         """Account for an executed step: first what did not go as planned, then the ordinary rest in one pass."""

@@ -1,9 +1,8 @@
 """What a policy may ask: how long would this step take? A cost model's word, times a running correction.
 
 A profile is made on another day: other load, other clocks, another version. Without correction, policies that reckon
-with deadlines do worse than naive ones as soon as reality is 10 % slower than the profile (NeuStream, EuroSys 2025, has
-the same remedy for its modules). So what steps took, over what was said, is averaged for each regime. It is state of
-the core: a replay has the same.
+with deadlines lose to naive ones as soon as reality is slower than the profile (docs/predictor.md has figures). So what
+steps took, over what was said, is averaged for each regime. It is state of the core: a replay has the same.
 """
 
 from penstock.core.step import Features, StepCost
@@ -17,9 +16,9 @@ _RATIO_MAX = 4.0
 
 def regime(features: Features) -> str:
     """`decode`, `prefill` or `mixed`: steps of one regime err alike."""
-    if not features.prompts:
-        return "decode"
-    return "mixed" if features.decodes else "prefill"
+    if not features.decodes:
+        return "prefill"
+    return "decode" if features.decodes == features.new else "mixed"
 
 
 class Predictor:

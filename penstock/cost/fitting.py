@@ -12,6 +12,7 @@ from functools import partial
 
 import msgspec
 
+from penstock.core.predict import regime
 from penstock.core.step import Features
 from penstock.cost import linear, piecewise
 from penstock.cost.base import Cost
@@ -87,13 +88,6 @@ def hold_out(samples: Sequence[Sample], fit: Callable[[Sequence[Sample]], Cost])
         for i in out:
             predicted[i] = cost.step_ns(samples[i][0])
     return predicted
-
-
-def regime(features: Features) -> str:
-    """prefill: prompts only; decode: single positions only; mixed: both."""
-    if not features.decodes:
-        return "prefill"
-    return "decode" if features.decodes == features.new else "mixed"
 
 
 def relative_errors(samples: Sequence[Sample], predicted: Sequence[int]) -> list[float]:

@@ -25,11 +25,6 @@ class Link:
         self._move_on(now)
         self._left[transfer] = size if self._bytes_per_ns else 0.0
 
-    def stop(self, transfer: int, now: int) -> None:
-        """Give a transfer up, if it is still under way."""
-        self._move_on(now)
-        self._left.pop(transfer, None)
-
     def due(self) -> int | None:
         """When the next transfer ends if no other starts; None: there is none."""
         if not self._left:

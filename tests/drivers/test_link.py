@@ -79,16 +79,6 @@ def test_a_link_of_no_bandwidth_takes_no_time() -> None:
     assert play([(7, 10**12), (7, 1), (9, 5)], 0) == {0: 7, 1: 7, 2: 9}
 
 
-def test_what_is_given_up_leaves_its_part_to_others() -> None:
-    link = Link(1e9)
-    link.begin(1, 10**9, 0)
-    link.begin(2, 10**9, 0)
-    link.stop(1, SECOND)
-    assert link.due() == SECOND * 3 // 2
-    assert link.ended(SECOND * 3 // 2) == [2]
-    assert link.due() is None
-
-
 @pytest.mark.parametrize("bytes_per_s", [7.0, 1e3, 123.4e9])
 def test_what_is_due_has_ended(bytes_per_s: float) -> None:
     """However slow the link and large the transfer: else nobody would ask again."""

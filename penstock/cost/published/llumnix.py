@@ -24,7 +24,6 @@ DECODE_MS = {
 #: Model -> a copy of n tokens in ms as (base, per token), fitted to the points; between A10 hosts on 64 Gb/s.
 COPY_FIT_MS = {"llama-7b": (15.2, 0.2111), "llama-30b": (58.6, 0.2325)}
 #: Model -> bytes of KV a token.
-KV_BYTES = {"llama-7b": 524_288, "llama-30b": 1_600_000}
 
 #: Tokens that a step may prefill -> blocks of 16 tokens that are left for KV: LLaMA-7B on an A10, 90 % of its memory.
 BLOCKS = {4400: 862, 7500: 832, 8700: 831, 12000: 792}
@@ -46,11 +45,6 @@ def kv_tokens(prefill_tokens: int) -> int:
     if prefill_tokens not in BLOCKS:
         raise ValueError(f"no KV capacity was published for steps of {prefill_tokens} tokens, only {sorted(BLOCKS)}")
     return BLOCKS[prefill_tokens] * 16
-
-
-def link_bytes_per_second(model: str) -> list[float]:
-    """The effective speed of a KV copy, by `LENGTHS`."""
-    return [n * KV_BYTES[model] / (ms / 1e3) for n, ms in zip(LENGTHS, COPY_MS[model], strict=True)]
 
 
 def _fitted(model: str) -> Published:
