@@ -23,7 +23,6 @@ DECODE_MS = {
 
 #: Model -> a copy of n tokens in ms as (base, per token), fitted to the points; between A10 hosts on 64 Gb/s.
 COPY_FIT_MS = {"llama-7b": (15.2, 0.2111), "llama-30b": (58.6, 0.2325)}
-#: Model -> bytes of KV a token.
 
 #: Tokens that a step may prefill -> blocks of 16 tokens that are left for KV: LLaMA-7B on an A10, 90 % of its memory.
 BLOCKS = {4400: 862, 7500: 832, 8700: 831, 12000: 792}
