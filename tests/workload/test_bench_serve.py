@@ -208,5 +208,6 @@ def test_turns_and_patience_of_a_trace(server: FakeServer, tmp_path: Path) -> No
     first, gone, second = sorted(result.load(tmp_path / "r.json").records, key=lambda r: r.id)
     assert [r.outcome for r in (first, gone, second)] == ["completed", "cancelled", "completed"]
     assert second.scheduled_ns == first.end_ns + 50_000_000
-    assert 0.1e9 <= gone.end_ns - gone.sent_ns < 0.9e9
+    # The event loop counts whole milliseconds, so its timers may end up to one early.
+    assert 0.099e9 <= gone.end_ns - gone.sent_ns < 0.9e9
     assert (server.bodies[-1]["max_tokens"], server.bodies[-1]["model"]) == (4, "sql")
