@@ -1,0 +1,181 @@
+"""A Move: a job goes from one instance to another while it runs. What the two instances tell each other.
+
+Hand-off after prefill, live migration, drain and change of role are all this; only who asked for it differs.
+
+    source                                          destination
+    ------                                          -----------
+    asked to (Offload), picks a job
+    Reserve ------------------------------------->  takes pages, as far as the job stands; binds what it has of the prefix
+            <-------------------------------------  Reserved (or Aborted: no room)
+    goes on stepping the job                        pulls positions from the source's pages (Pull ... Pulled)
+    Extend  ------------------------------------->  pulls what the source has executed since ...
+            <-------------------------------------  Got, after each
+    little is left: the job gets no more slices;
+    once none is in flight it stands still
+    Extend(last) -------------------------------->  pulls the last positions, or leaves them to be recomputed
+    Switch -> home raises the epoch, Submits -----> goes on from what it has, under the new epoch
+            <-------------------------------------  Taken
+    frees the pages, which it kept until then
+
+The home alone decides that the job has moved, and it names the job's tokens when it submits: they are the authority.
+So nothing here need be reliable. Whatever is lost, late or doubled, a lease ends the wait: a source whose Switch is not
+answered goes on under the old epoch, which the home no longer takes tokens of if it did switch; a destination that no
+longer has what it reserved recomputes, as for any job; one that gets no job drops what it pulled.
+
+Copying while the job runs is Llumnix's live migration (Sun et al., OSDI'24, section 4.2: keys and values are append-only,
+so each stage has only to bring what came since the last). Recomputing the tail is what its second version does. For a
+prompt in progress the same stages stream its pages chunk by chunk.
+"""
+
+import msgspec
+
+from penstock.core.job import JobSpec
+
+
+class Offload(msgspec.Struct, frozen=True, array_like=True, tag="offload"):
+    """Cluster to source: move jobs to instance `to`. `job` None: the source's policy picks up to `jobs` of its own."""
+
+    to: int
+    job: int | None = None
+    jobs: int = 1
+    why: str = ""
+
+
+class Reserve(msgspec.Struct, frozen=True, array_like=True, tag="reserve"):
+    """Source to destination: may this job come? It has `done` positions so far. `move` is unique: its source's number
+    in the upper bits."""
+
+    move: int
+    source: int
+    spec: JobSpec
+    epoch: int
+    done: int
+
+
+class Reserved(msgspec.Struct, frozen=True, array_like=True, tag="reserved"):
+    """Destination to source: it may; its first `have` positions are here already."""
+
+    move: int
+    have: int
+
+
+class Extend(msgspec.Struct, frozen=True, array_like=True, tag="extend"):
+    """Source to destination: positions up to `upto` can be pulled. `last`: there will be no more."""
+
+    move: int
+    upto: int
+    last: bool = False
+
+
+class Got(msgspec.Struct, frozen=True, array_like=True, tag="got"):
+    """Destination to source: positions up to `upto` are here."""
+
+    move: int
+    upto: int
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True, tag="taken"):
+    """Destination to source: the job goes on here, and nothing more is pulled."""
+
+    move: int
+
+
+class Aborted(msgspec.Struct, frozen=True, array_like=True, tag="aborted"):
+    """Either to the other: the move is off."""
+
+    move: int
+    reason: str
+
+
+#: What two instances tell each other; each is an event of the one that it goes to.
+PeerEvent = Reserve | Reserved | Extend | Got | Taken | Aborted
+
+
+class Pulled(msgspec.Struct, frozen=True, array_like=True, tag="pulled"):
+    """Transport to destination: positions up to `upto` have arrived; or `error` says why not."""
+
+    move: int
+    upto: int
+    error: str = ""
+
+
+class Switched(msgspec.Struct, frozen=True, array_like=True, tag="switched"):
+    """Home to source: the job is the destination's now; `epoch` is the one that is over."""
+
+    job: int
+    epoch: int
+
+
+class Assigned(msgspec.Struct, frozen=True, array_like=True, tag="assigned"):
+    """Cluster to instance: its role from now on."""
+
+    role: str
+
+
+class Tick(msgspec.Struct, frozen=True, array_like=True, tag="tick"):
+    """Time has passed: `Instance.due` is here."""
+
+
+MoveEvent = Offload | PeerEvent | Pulled | Switched | Assigned | Tick
+
+
+class Tell(msgspec.Struct, frozen=True, array_like=True, tag="tell"):
+    """Bring the event to another instance. Like all messages it may get lost with its receiver."""
+
+    instance: int
+    event: PeerEvent
+
+
+class Receive(msgspec.Struct, frozen=True, array_like=True, tag="receive"):
+    """Engine: a job is to arrive under this move; it starts with the shared blocks `keys`, and gets pages as it grows."""
+
+    move: int
+    keys: tuple[int, ...]
+
+
+class Pull(msgspec.Struct, frozen=True, array_like=True, tag="pull"):
+    """Bring positions [start, end) of the job from the pages of instance `source`, then report Pulled. At most one Pull
+    of a move is under way."""
+
+    move: int
+    job: int
+    source: int
+    start: int
+    end: int
+
+
+class Adopt(msgspec.Struct, frozen=True, array_like=True, tag="adopt"):
+    """Engine: the job, which is known by now, goes on with the first `upto` positions of what arrived under the move."""
+
+    job: int
+    move: int
+    upto: int
+
+
+class Discard(msgspec.Struct, frozen=True, array_like=True, tag="discard"):
+    """Engine: what arrived under the move is not wanted; its pages are free, once no Pull writes to them."""
+
+    move: int
+
+
+class Switch(msgspec.Struct, frozen=True, array_like=True, tag="switch"):
+    """Home: raise the job's epoch and submit it to instance `to`, naming `move`; unless the job is no longer in `epoch`.
+    All its tokens so far have been told."""
+
+    job: int
+    epoch: int
+    to: int
+    move: int
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
+    """Cluster: where should this job go on? It is an instance's last word on it: its role ends with the prompt."""
+
+    job: int
+    epoch: int
+    #: Positions that it will have at the least, and at the most.
+    known: int
+    total: int
+
+
+MoveCommand = Tell | Receive | Pull | Adopt | Discard | Switch | Ask
