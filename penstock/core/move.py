@@ -5,7 +5,7 @@ Hand-off after prefill, live migration, drain and change of role are all this; o
     source                                          destination
     ------                                          -----------
     asked to (Offload), picks a job
-    Reserve ------------------------------------->  takes pages, as far as the job stands; binds what it has of the prefix
+    Reserve ------------------------------------->  takes pages for what is known; binds what it has of the prefix
             <-------------------------------------  Reserved (or Aborted: no room)
     goes on stepping the job                        pulls positions from the source's pages (Pull ... Pulled)
     Extend  ------------------------------------->  pulls what the source has executed since ...
@@ -22,9 +22,9 @@ So nothing here need be reliable. Whatever is lost, late or doubled, a lease end
 answered goes on under the old epoch, which the home no longer takes tokens of if it did switch; a destination that no
 longer has what it reserved recomputes, as for any job; one that gets no job drops what it pulled.
 
-Copying while the job runs is Llumnix's live migration (Sun et al., OSDI'24, section 4.2: keys and values are append-only,
-so each stage has only to bring what came since the last). Recomputing the tail is what its second version does. For a
-prompt in progress the same stages stream its pages chunk by chunk.
+Copying while the job runs is Llumnix's live migration (Sun et al., OSDI'24): keys and values are append-only, so each
+stage has only to bring what came since the last. Recomputing the tail is what its second version does. For a prompt in
+progress the same stages stream its pages chunk by chunk, and the switch is the end of the prompt: DistServe's hand-off.
 """
 
 import msgspec
@@ -42,13 +42,12 @@ class Offload(msgspec.Struct, frozen=True, array_like=True, tag="offload"):
 
 
 class Reserve(msgspec.Struct, frozen=True, array_like=True, tag="reserve"):
-    """Source to destination: may this job come? It has `done` positions so far. `move` is unique: its source's number
-    in the upper bits."""
+    """Source to destination: may this job come? It has `done` positions so far, and `spec` says what is known by now.
+    `move` is unique: its source's number is in the upper bits, and it is never 0."""
 
     move: int
     source: int
     spec: JobSpec
-    epoch: int
     done: int
 
 
@@ -107,7 +106,8 @@ class Switched(msgspec.Struct, frozen=True, array_like=True, tag="switched"):
 
 
 class Assigned(msgspec.Struct, frozen=True, array_like=True, tag="assigned"):
-    """Cluster to instance: its role from now on."""
+    """Cluster to instance: its role from now on. `prefill`: its jobs go on elsewhere after their prompt; `decode`: the
+    cluster sends it no new ones; empty: both."""
 
     role: str
 
@@ -127,7 +127,8 @@ class Tell(msgspec.Struct, frozen=True, array_like=True, tag="tell"):
 
 
 class Receive(msgspec.Struct, frozen=True, array_like=True, tag="receive"):
-    """Engine: a job is to arrive under this move; it starts with the shared blocks `keys`, and gets pages as it grows."""
+    """Engine: a job is to arrive under this move; it starts with the shared blocks `keys`, and gets pages as it
+    grows."""
 
     move: int
     keys: tuple[int, ...]
@@ -145,7 +146,7 @@ class Pull(msgspec.Struct, frozen=True, array_like=True, tag="pull"):
 
 
 class Adopt(msgspec.Struct, frozen=True, array_like=True, tag="adopt"):
-    """Engine: the job, which is known by now, goes on with the first `upto` positions of what arrived under the move."""
+    """Engine: the job, which is known by now, goes on with the first `upto` positions that arrived under the move."""
 
     job: int
     move: int
@@ -159,8 +160,8 @@ class Discard(msgspec.Struct, frozen=True, array_like=True, tag="discard"):
 
 
 class Switch(msgspec.Struct, frozen=True, array_like=True, tag="switch"):
-    """Home: raise the job's epoch and submit it to instance `to`, naming `move`; unless the job is no longer in `epoch`.
-    All its tokens so far have been told."""
+    """Home: raise the job's epoch and submit it to instance `to`, naming `move` (0: nothing was copied); unless the job
+    is no longer in `epoch`. It must come after all the job's tokens so far."""
 
     job: int
     epoch: int
@@ -169,7 +170,7 @@ class Switch(msgspec.Struct, frozen=True, array_like=True, tag="switch"):
 
 
 class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
-    """Cluster: where should this job go on? It is an instance's last word on it: its role ends with the prompt."""
+    """Cluster: where should this job go on? The role of its instance ends with its prompt."""
 
     job: int
     epoch: int
