@@ -1,0 +1,35 @@
+"""A socket where real workers say hello."""
+
+import asyncio
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from penstock.drivers import messages as m
+from penstock.drivers.worker import WorkerConfig
+from penstock.engine.null import NullOptions
+
+
+class Meeting:
+    """Where workers connect to over tcp, and what they say of themselves."""
+
+    def __init__(self, context: zmq.asyncio.Context) -> None:
+        self._socket = context.socket(zmq.ROUTER)
+        self._port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+
+    def config(self, instance: int) -> bytes:
+        """For a worker without a model, which connects here."""
+        address = f"tcp://127.0.0.1:{self._port}"
+        return msgspec.json.encode(WorkerConfig(engine=NullOptions(), address=address, instance=instance))
+
+    async def hellos(self, count: int) -> dict[int, m.Hello]:
+        """Waits for so many; by instance."""
+        decoder = msgspec.msgpack.Decoder(m.ToHome)
+        hellos: dict[int, m.Hello] = {}
+        async with asyncio.timeout(120):
+            while len(hellos) < count:
+                message = decoder.decode((await self._socket.recv_multipart())[-1])
+                if isinstance(message, m.Hello):
+                    hellos[message.instance] = message
+        return hellos
