@@ -4,12 +4,15 @@ A driver calls the verbs in the order of the core's commands, all from one threa
 number; the engine chooses which physical page is which, and can rely on the core never asking for more than there are.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from penstock.core.step import StepPlan
 from penstock.engine.params import Logprobs, Sampling
+
+if TYPE_CHECKING:
+    from penstock.engine.backend import Kv
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +53,10 @@ class Engine(Protocol):
 
     info: EngineInfo
 
+    @property
+    def kv(self) -> "Kv | None":
+        """What a transport moves; None: there are no tensors."""
+
     def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
         """Make a job known: its tokens so far, of which the first `prompt` are the prompt and the rest were delivered
         by an earlier epoch. Comes before its first Bind. Raises ValueError if the sampling cannot be honoured,
@@ -62,6 +69,24 @@ class Engine(Protocol):
     def evict(self, key: int) -> None: ...
 
     def release(self, job: int, forget: bool) -> None: ...
+
+    def receive(self, move: int, keys: tuple[int, ...]) -> None:
+        """A job is to arrive under this move; it starts with the shared blocks `keys`."""
+
+    def room(self, move: int, positions: int) -> list[int]:
+        """Make room for so many positions of what arrives; the physical pages of them all, in order. Empty where there
+        are no physical pages."""
+
+    def adopt(self, job: int, move: int, upto: int) -> None:
+        """The job, which has been added and is bound to nothing, takes over what arrived and stands at `upto`. The
+        room beyond stays its own."""
+
+    def discard(self, move: int) -> None:
+        """What arrived under the move is not wanted. Nothing may write to its pages any more."""
+
+    def pages_of(self, job: int, upto: int) -> list[int]:
+        """Physical pages of the job's first `upto` positions, in order; fewer if it has fewer. Any thread may ask, of
+        a job whose pages up to there stay as they are meanwhile."""
 
     def run(self, plan: StepPlan) -> list[Output]:
         """Execute a step. A slice whose job has finished, or whose `start` is not where the job stands, is skipped and

@@ -56,6 +56,8 @@ def null_info(options: NullOptions) -> EngineInfo:
 class NullEngine:
     """`sleep` is called with each step's duration in seconds; the simulator, which keeps its own time, passes None."""
 
+    kv: None = None
+
     def __init__(self, info: EngineInfo, cost: StepCost, sleep: Callable[[float], None] | None = time.sleep) -> None:
         self.info = info
         self._cost = cost
@@ -85,6 +87,21 @@ class NullEngine:
             self._jobs.pop(job, None)
         else:
             self._jobs[job].computed = 0
+
+    def receive(self, move: int, keys: tuple[int, ...]) -> None:
+        pass
+
+    def room(self, move: int, positions: int) -> list[int]:
+        return []
+
+    def adopt(self, job: int, move: int, upto: int) -> None:
+        self._jobs[job].computed = upto
+
+    def discard(self, move: int) -> None:
+        pass
+
+    def pages_of(self, job: int, upto: int) -> list[int]:
+        return []
 
     def used(self) -> None:
         return None

@@ -78,6 +78,12 @@ class Pool:
         if need > 0:
             self._append(table, [self.free.pop() for _ in range(need)])
 
+    def pages_of(self, table: Table, positions: int) -> list[int]:
+        """Pages of the first so many positions, in order; fewer if there are fewer."""
+        row = self.tables[table.row]
+        pages: list[int] = row[: min(table.count, -(-positions // self.page_tokens))].tolist()
+        return pages
+
     def share(self, table: Table, key: int) -> None:
         """The job's first block that is its own becomes block `key`, or gives way to the one there is."""
         start = len(table.keys) * self.block_pages

@@ -49,12 +49,14 @@ class TransformersEngine:
         self, model: nn.Module, backend: Backend, kv: Kv, pool: Pool, info: EngineInfo, grammars: Grammars
     ) -> None:
         self.info = info
+        self.kv = kv
         self._model = model
         self._backend = backend
-        self._kv = kv
         self._pool = pool
         self._grammars = grammars
         self._jobs: dict[int, State] = {}
+        #: Move -> the table of the job that arrives under it.
+        self._arriving: dict[int, Table] = {}
 
     def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
         assert job not in self._jobs, f"job {job} is here already: release it first, or its pages are lost"
@@ -90,10 +92,33 @@ class TransformersEngine:
         if forget:
             del self._jobs[job]
 
+    def receive(self, move: int, keys: tuple[int, ...]) -> None:
+        assert move not in self._arriving, f"move {move} is under way already: discard it first, or its pages are lost"
+        self._arriving[move] = self._pool.bind(keys)
+
+    def room(self, move: int, positions: int) -> list[int]:
+        table = self._arriving[move]
+        self._pool.grow(table, positions)
+        return self._pool.pages_of(table, positions)
+
+    def adopt(self, job: int, move: int, upto: int) -> None:
+        state = self._jobs[job]
+        assert state.table is None, f"job {job} is bound already: release it first, or its pages are lost"
+        state.table, state.computed = self._arriving.pop(move), upto
+
+    def discard(self, move: int) -> None:
+        self._pool.release(self._arriving.pop(move))
+
+    def pages_of(self, job: int, upto: int) -> list[int]:
+        state = self._jobs.get(job)
+        return [] if state is None or state.table is None else self._pool.pages_of(state.table, upto)
+
     def clear(self) -> None:
-        """Forget all jobs and all shared blocks."""
+        """Forget all jobs, all that arrives, and all shared blocks."""
         for job in list(self._jobs):
             self.release(job, forget=True)
+        for move in list(self._arriving):
+            self.discard(move)
         for key in list(self._pool.blocks):
             self.evict(key)
 
@@ -110,7 +135,7 @@ class TransformersEngine:
         if not work:
             return outputs
         pieces = [self._piece(state, count) for state, count in work]
-        logits = self._backend.forward(self._model, build(pieces, self._pool.tables, self._pool.page_tokens), self._kv)
+        logits = self._backend.forward(self._model, build(pieces, self._pool.tables, self._pool.page_tokens), self.kv)
         emitting = [state for (state, _), piece in zip(work, pieces, strict=True) if piece.emit]
         picks = dict(zip((s.id for s in emitting), sample(logits, emitting) if emitting else [], strict=True))
         for state, count in work:
