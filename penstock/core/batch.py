@@ -37,12 +37,17 @@ class Waiting:
     def __init__(self, order: Order) -> None:
         self.order = order
         self.jobs: list[Job] = []
+        #: Positions of all of them that were known when they came.
+        self.tokens = 0
 
     def push(self, job: Job) -> None:
         insort(self.jobs, job, key=self.order)
+        job.queued = job.known
+        self.tokens += job.queued
 
     def remove(self, job: Job) -> None:
         self.jobs.remove(job)
+        self.tokens -= job.queued
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -60,8 +65,11 @@ class Batch:
         limits: Limits,
         stages: int = 1,
         predictor: Predictor | None = None,
+        arriving: int = 0,
     ) -> None:
         self._running = running
+        #: Jobs that arrive from elsewhere and will need a seat.
+        self._arriving = arriving
         #: More than one: steps in flight have no job in common, and each takes its part of those that run.
         self._stages = stages
         self._waiting = waiting
@@ -96,7 +104,7 @@ class Batch:
     @property
     def seats(self) -> int:
         """How many more jobs may run."""
-        return self.limits.max_num_seqs - len(self._running)
+        return self.limits.max_num_seqs - len(self._running) - self._arriving
 
     def advance(self) -> list[Job]:
         """One position for each running job that wants just one, with a page where needed, while the budget lasts.

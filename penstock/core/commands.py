@@ -1,13 +1,14 @@
 """What the core wants done. Returned as values; a driver carries them out, in order.
 
-Those for the engine (Bind, Share, Evict, Release, Run) form one queue: each takes effect after those before it,
-so pages that a step in flight still reads are not reused before it is through.
+Those for the engine (Bind, Share, Evict, Release, Receive, Adopt, Discard, Run) form one queue: each takes effect after
+those before it, so pages that a step in flight still reads are not reused before it is through.
 """
 
 import msgspec
 
 from penstock.core.events import Load
 from penstock.core.job import JobSpec
+from penstock.core.move import Adopt, Discard, MoveCommand, Receive
 from penstock.core.step import StepPlan
 
 
@@ -61,8 +62,8 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag="report"):
     load: Load
 
 
-EngineCommand = Bind | Share | Evict | Release | Run
-InstanceCommand = EngineCommand | End | Report
+EngineCommand = Bind | Share | Evict | Release | Receive | Adopt | Discard | Run
+InstanceCommand = EngineCommand | End | Report | MoveCommand
 
 
 class Dispatch(msgspec.Struct, frozen=True, array_like=True, tag="dispatch"):

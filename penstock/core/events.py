@@ -3,13 +3,15 @@
 import msgspec
 
 from penstock.core.job import JobSpec
+from penstock.core.move import MoveEvent
 
 
 class Submitted(msgspec.Struct, frozen=True, array_like=True, tag="submitted"):
-    """A home hands a job to this instance, under an epoch."""
+    """A home hands a job to this instance, under an epoch. `move` names what of it may have arrived (see `move`)."""
 
     spec: JobSpec
     epoch: int
+    move: int = 0
 
 
 class Cancelled(msgspec.Struct, frozen=True, array_like=True, tag="cancelled"):
@@ -55,7 +57,7 @@ class StepFailed(msgspec.Struct, frozen=True, array_like=True, tag="step_failed"
     error: str
 
 
-InstanceEvent = Submitted | Cancelled | Named | StepDone | StepFailed
+InstanceEvent = Submitted | Cancelled | Named | StepDone | StepFailed | MoveEvent
 
 
 class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="arrived"):
@@ -83,6 +85,14 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     #: Free, or holding only what can be evicted.
     pages_free: int = 0
     preemptions: int = 0
+    #: Known positions of all that wait, and of the first of them.
+    waiting_tokens: int = 0
+    head_tokens: int = 0
+    #: Running jobs of a priority above the ordinary.
+    urgent: int = 0
+    #: Jobs that arrive from other instances, and that leave for them.
+    arriving: int = 0
+    leaving: int = 0
 
 
 class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):

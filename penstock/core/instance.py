@@ -6,6 +6,7 @@ it does not know what a token is, nor whether it is simulated.
     Submitted -> waiting -> (policy admits) -> running -> (policy preempts) -> waiting ...
                                             -> (StepDone says so, or total is reached) -> ended
     Cancelled, StepFailed, a deadline passed while waiting                             -> ended
+    Offload -> (see `moves`) -> moved: ended here, and going on elsewhere
 
 Steps are composed whenever fewer than `depth` are in flight. Reports may come in any order and more than once; they
 take effect in the order of the steps.
@@ -19,12 +20,33 @@ from penstock.core.batch import Batch, Limits, Order, Waiting
 from penstock.core.commands import End, Evict, InstanceCommand, Release, Report, Run, Share
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Load, Named, StepDone, StepFailed, Submitted
 from penstock.core.job import NEVER, Job
+from penstock.core.move import (
+    Aborted,
+    Assigned,
+    Extend,
+    Got,
+    MoveEvent,
+    Offload,
+    PeerLeft,
+    Pulled,
+    Reserve,
+    Reserved,
+    Switched,
+    Taken,
+    Tick,
+)
+from penstock.core.moves import MoveLimits, Moves
 from penstock.core.pages import Pages
 from penstock.core.predict import Predictor
 from penstock.core.step import NO_FEATURES, Slice, StepPlan, features
 
+#: How a job can end.
+ENDS = ("finished", "cancelled", "failed", "dropped", "rejected", "moved")
+
 #: Fills the batch; the second argument is now, in ns.
 Compose = Callable[[Batch, int], None]
+#: Which jobs to move when the cluster asks for some, best first: of those that run, and those that wait.
+Pick = Callable[[list[Job], list[Job]], list[Job]]
 
 
 class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +63,16 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     #: Whether what steps take corrects what a policy's predictor says.
     correct: bool = True
+    #: What other instances call it.
+    number: int = 0
+    #: How far it takes a job at the start; see `Assigned`.
+    role: str = ""
+    moves: MoveLimits = MoveLimits()
+
+
+def shortest(running: list[Job], waiting: list[Job]) -> list[Job]:
+    """Jobs to move: the less urgent first, then the shorter."""
+    return sorted(running, key=lambda job: (-job.spec.priority, job.done, job.id))
 
 
 class Step:
@@ -74,10 +106,18 @@ class Instance:
     """See the module's docstring. Public attributes are for policies, laws and reports to read."""
 
     def __init__(
-        self, config: InstanceConfig, compose: Compose, order: Order, predictor: Predictor | None = None
+        self,
+        config: InstanceConfig,
+        compose: Compose,
+        order: Order,
+        predictor: Predictor | None = None,
+        pick: Pick = shortest,
     ) -> None:
         self.config = config
+        self.number = config.number
+        self.role = config.role
         self.compose = compose
+        self.pick = pick
         self.predictor = predictor
         self.pages = Pages(config.pages, config.page_tokens, config.block_tokens)
         #: Jobs that wait for pages or a seat.
@@ -89,19 +129,20 @@ class Instance:
         #: Steps in flight, by number, oldest first.
         self.steps: dict[int, Step] = {}
         self.next_step = 0
+        self.moves = Moves(self, config.moves)
         #: Jobs whose slices are still in flight though they were preempted: they cannot run before those are through.
         self.settling: dict[int, None] = {}
         #: Why runnable work is left idle, in the policy's words.
         self.reason = ""
         #: How jobs came and went; `seen` is the sum of all others and of the jobs here.
-        self.counts = dict.fromkeys(("seen", "finished", "cancelled", "failed", "dropped", "rejected"), 0)
+        self.counts = dict.fromkeys(("seen", *ENDS), 0)
         self.preemptions = 0
-        #: Jobs that have a deadline.
-        self._deadlines = 0
+        #: Jobs that have a deadline, and those more urgent than the ordinary.
+        self._deadlines = self._urgent = 0
         self._depth = max(config.depth, config.stages)
         #: When the last step was reported, if anybody learns from that.
         self._ended_at = 0
-        self._reported_jobs = (0, 0, 0, 0, 0)
+        self._reported_jobs = (0, 0, 0, 0, 0, 0)
         self._reported_free = config.pages
         #: A report is due when so many pages have come or gone since the last.
         self._grain = max(1, config.pages // 64)
@@ -115,23 +156,57 @@ class Instance:
             case StepDone() | StepFailed():
                 self._on_report(event, now, out)
             case Submitted():
-                self._on_submitted(event, out)
+                self._on_submitted(event, now, out)
             case Cancelled():
                 self._on_cancelled(event, out)
             case Named():
                 self._on_named(event, out)
+            case _:
+                self._on_move(event, now, out)
         while len(self.steps) < self._depth and self._compose(now, out):
             pass
+        if self.moves.asks:
+            self.moves.ask(now, out)
         self._report(out)
         return out
 
-    def _on_submitted(self, event: Submitted, out: list[InstanceCommand]) -> None:
+    def _on_move(self, event: MoveEvent, now: int, out: list[InstanceCommand]) -> None:
+        moves = self.moves
+        match event:
+            case Offload():
+                moves.offload(event, now, out)
+            case Reserve():
+                moves.on_reserve(event, now, out)
+            case Reserved():
+                moves.on_reserved(event, now, out)
+            case Extend():
+                moves.on_extend(event, now, out)
+            case Got():
+                moves.on_got(event, now, out)
+            case Pulled():
+                moves.on_pulled(event, now, out)
+            case Switched():
+                moves.on_switched(event, now, out)
+            case Taken():
+                moves.on_taken(event, out)
+            case Aborted():
+                moves.on_aborted(event, now, out)
+            case PeerLeft():
+                moves.on_peer_left(event, now, out)
+            case Assigned():
+                self._on_assigned(event, now)
+            case Tick():
+                moves.on_tick(now, out)
+
+    def _on_submitted(self, event: Submitted, now: int, out: list[InstanceCommand]) -> None:
         self.counts["seen"] += 1
         spec, known = event.spec, self.jobs.get(event.spec.id)
         if known is not None:
             if event.epoch <= known.epoch:
                 return self._turn_away(event, "rejected", "a newer epoch of this job is here", out)
             self._end(known, "cancelled", out)
+        if event.move and self.moves.on_granted(event, now, out):
+            return
         job = Job(spec, event.epoch)
         if self.pages.missing(job, job.total) > self.pages.pages:
             room = self.pages.pages * self.pages.page_tokens
@@ -141,9 +216,35 @@ class Instance:
             return self._turn_away(event, "invalid", reason, out)
         if len(self.waiting) >= self.config.limits.max_num_queued:
             return self._turn_away(event, "rejected", "queue full", out)
-        self.jobs[job.id] = job
-        self._deadlines += spec.deadline is not None
+        self._enter(job)
         self.waiting.push(job)
+
+    def _enter(self, job: Job) -> None:
+        self.jobs[job.id] = job
+        self._deadlines += job.spec.deadline is not None
+        self._urgent += job.spec.priority < 0
+
+    def _leave(self, job: Job) -> None:
+        del self.jobs[job.id]
+        self._deadlines -= job.spec.deadline is not None
+        self._urgent -= job.spec.priority < 0
+
+    def _on_assigned(self, event: Assigned, now: int) -> None:
+        """A new role. Jobs that were to go on elsewhere go on here, or those that run here elsewhere."""
+        self.role = event.role
+        moves = self.moves
+        if self.role == "prefill":
+            moves.asks.update((job.id, now) for job in self.running.values() if self._is_to_leave(job))
+            return
+        moves.asks.clear()
+        for job in list(moves.still.values()):
+            if job.id not in moves.outgoing:
+                moves.go_on(job)
+
+    def _is_to_leave(self, job: Job) -> bool:
+        """Whether a job of an instance for prompts goes on after its own, and nobody has asked yet where."""
+        moves = self.moves
+        return job.id not in moves.asks and job.id not in moves.outgoing and job.total > job.spec.known
 
     def _turn_away(self, event: Submitted, outcome: str, reason: str, out: list[InstanceCommand]) -> None:
         self.counts["rejected"] += 1
@@ -153,12 +254,16 @@ class Instance:
         job = self.jobs.get(event.job)
         if job is not None and job.epoch <= event.epoch:
             self._end(job, "cancelled", out)
+        elif job is None and (ghost := self.moves.ghost(event.job)) is not None and ghost.job.epoch <= event.epoch:
+            self.moves.release(ghost, out)
 
     def _on_named(self, event: Named, out: list[InstanceCommand]) -> None:
         job = self.jobs.get(event.job)
         if job is not None:
             self.pages.name(job, event.keys)
-            if job.id in self.running:
+            if job.id in self.moves.outgoing:
+                job.share_at = NEVER
+            elif job.id in self.running:
                 self._share(job, out)
 
     # -- reports -----------------------------------------------------------------------------------------------
@@ -176,6 +281,22 @@ class Instance:
                 self._settle(head, report, out)
             else:
                 self._fail(head, report, out)
+        if self.role == "prefill" or self.moves.outgoing:
+            self._move_on(now, out)
+
+    def _move_on(self, now: int, out: list[InstanceCommand]) -> None:
+        """After a step: jobs whose part here is done stand still, and those that leave get on with it."""
+        if self.role == "prefill":
+            for job in [job for job in self.running.values() if self.is_through(job) and job.id in self.moves.asks]:
+                self.moves.stand(job)
+            for move in self.moves.outgoing.values():
+                if self.is_through(move.job):
+                    self.moves.stand(move.job)
+        self.moves.advance(now, out)
+
+    def is_through(self, job: Job) -> bool:
+        """Whether the job has emitted its first token here: what an instance for prompts is there for."""
+        return job.known == job.spec.known + 1
 
     def _learn(self, predictor: Predictor, step: Step, report: StepDone, now: int) -> None:
         """What counts is what clients wait for: from one step's end to the next one's, messages included. In a pipeline
@@ -249,14 +370,45 @@ class Instance:
 
     def _end(self, job: Job, outcome: str, out: list[InstanceCommand]) -> None:
         self._withdraw(job)
-        del self.jobs[job.id]
+        self._leave(job)
         self.settling.pop(job.id, None)
-        if self.running.pop(job.id, None) is None:
+        self.moves.lost(job, outcome, out)
+        if self.running.pop(job.id, None) is None and self.moves.still.pop(job.id, None) is None:
             self.waiting.remove(job)
-        self._deadlines -= job.spec.deadline is not None
-        self.pages.release(job)
         self.counts[outcome] += 1
+        self.give_up(job, out)
+
+    # -- what moves do to jobs ---------------------------------------------------------------------------------
+
+    def candidates(self) -> list[Job]:
+        """Jobs that a move could begin with now, those that the policy would rather lose first."""
+        moves = self.moves
+        return [job for job in self.pick(list(self.running.values()), self.waiting.jobs) if moves.may_leave(job)]
+
+    def end(self, job: Job, outcome: str, out: list[InstanceCommand]) -> None:
+        """The job is over here."""
+        self._end(job, outcome, out)
+
+    def depart(self, job: Job) -> None:
+        """The job, which stands still, is another instance's now; its pages are still being read."""
+        self._leave(job)
+        del self.moves.still[job.id]
+        self.counts["moved"] += 1
+
+    def give_up(self, job: Job, out: list[InstanceCommand]) -> None:
+        """Free what the job holds: it will not come back."""
+        self.pages.release(job)
         out.append(Release(job.id, True))
+
+    def welcome(self, job: Job, granted: Submitted, here: int) -> None:
+        """A job that has arrived goes on, with its first `here` positions."""
+        spec = granted.spec
+        job.spec, job.epoch, job.total = spec, granted.epoch, spec.total
+        job.known, job.done, job.planned = spec.known, here, here
+        job.keys = [*job.keys[: job.shared], *spec.keys[job.shared :]]
+        self.pages.name(job)
+        self._enter(job)
+        self.running[job.id] = job
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -268,7 +420,14 @@ class Instance:
             self._drop_overdue(now, out)
         config = self.config
         batch = Batch(
-            self.running, self.waiting, self.settling, self.pages, config.limits, config.stages, self.predictor
+            self.running,
+            self.waiting,
+            self.settling,
+            self.pages,
+            config.limits,
+            config.stages,
+            self.predictor,
+            len(self.moves.incoming),
         )
         self.compose(batch, now)
         self.reason = batch.reason
@@ -277,6 +436,8 @@ class Instance:
         self._tell_evicted(out)
         if not batch.slices:
             return False
+        if self.role == "prefill":
+            self.moves.asks.update((job.id, now) for job in batch.jobs if self._is_to_leave(job))
         self.steps[self.next_step] = Step(batch, now)
         out.append(Run(StepPlan(self.next_step, list(batch.slices))))
         self.next_step += 1
@@ -289,6 +450,7 @@ class Instance:
                 self.preemptions += 1
                 batch.steady = False
                 self._make_stale(self.jobs[command.job])
+                self.moves.lost(self.jobs[command.job], "preempted", out)
         out.extend(batch.commands)
 
     def _tell_evicted(self, out: list[InstanceCommand]) -> None:
@@ -321,7 +483,7 @@ class Instance:
         report is due.
         """
         unsure = self.predictor is not None or self._depth != 1 or (self._deadlines and self.waiting)
-        if unsure or not self.steps:
+        if unsure or self.moves.active or self.role == "prefill" or not self.steps:
             return 1
         (step,) = self.steps.values()
         if not step.steady:
@@ -381,17 +543,35 @@ class Instance:
     def _report(self, out: list[InstanceCommand]) -> None:
         """Jobs that came, started or went are reported at once, pages by and by."""
         free = self.pages.available
-        jobs = (self.counts["seen"], len(self.waiting.jobs), len(self.running), len(self.jobs), self.preemptions)
+        counts, moves = self.counts, self.moves
+        under_way = len(moves.incoming) << 16 | len(moves.outgoing)
+        jobs = (
+            counts["seen"], len(self.waiting.jobs), len(self.running), len(self.jobs), self.preemptions, under_way,
+        )  # fmt: skip
         if jobs != self._reported_jobs or abs(free - self._reported_free) >= self._grain:
             self._reported_jobs, self._reported_free = jobs, free
             out.append(Report(self.load))
 
     @property
+    def due(self) -> int | None:
+        """When the driver is to feed a Tick, ns; None: not at all."""
+        return self.moves.due
+
+    @property
     def load(self) -> Load:
         """What this instance reports to the cluster."""
-        counts = self.counts
-        ended = counts["seen"] - len(self.jobs)
-        pages = self.pages
+        counts, pages, waiting, moves = self.counts, self.pages, self.waiting, self.moves
         return Load(
-            counts["seen"], len(self.waiting), len(self.running), ended, pages.pages, pages.available, self.preemptions
+            counts["seen"],
+            len(waiting),
+            len(self.running) + len(moves.still),
+            counts["seen"] - len(self.jobs),
+            pages.pages,
+            pages.available,
+            self.preemptions,
+            waiting.tokens,
+            waiting.jobs[0].queued if waiting.jobs else 0,
+            sum(job.spec.priority < 0 for job in self.running.values()) if self._urgent else 0,
+            len(moves.incoming),
+            len(moves.outgoing),
         )

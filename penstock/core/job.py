@@ -67,6 +67,7 @@ class Job:
         "known",
         "node",
         "planned",
+        "queued",
         "room",
         "share_at",
         "shared",
@@ -86,6 +87,8 @@ class Job:
         self.planned = 0
         #: Positions whose input exists.
         self.known = spec.known
+        #: `known` when it last began to wait.
+        self.queued = spec.known
         #: Positions that the job's pages have room for: blocks that it shares, then pages of its own.
         self.room = 0
         #: Blocks at the start that are in the pool's table of shared blocks.

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable
 
-from penstock.core.instance import Instance
+from penstock.core.instance import ENDS, Instance
 from penstock.core.job import Job
 from penstock.core.prefix import Node, Prefixes
 
@@ -23,21 +23,22 @@ def check(instance: Instance) -> None:
 
 def _jobs_conserved(instance: Instance) -> None:
     counts = instance.counts
-    ended = sum(counts[k] for k in ("finished", "cancelled", "failed", "dropped", "rejected"))
+    ended = sum(counts[k] for k in ENDS)
     here = len(instance.jobs)
     assert counts["seen"] == here + ended, f"law 1: {counts['seen']} jobs came, {here} are here and {ended} ended"
-    split = len(instance.running) + len(instance.waiting)
-    assert here == split, f"law 1: {here} jobs are here, but {split} run or wait"
+    split = len(instance.running) + len(instance.waiting) + len(instance.moves.still)
+    assert here == split, f"law 1: {here} jobs are here, but {split} run, wait or stand still"
 
 
 def _pages_conserved(instance: Instance) -> None:
     pages = instance.pages
-    own = sum(pages.own(job) for job in instance.running.values())
+    holders = [*instance.running.values(), *instance.moves.holders()]
+    own = sum(pages.own(job) for job in holders)
     shared = pages.prefixes.blocks * pages.block_pages
     total = pages.free + own + shared
     assert total == pages.pages, f"law 2: {pages.free} free + {own} own + {shared} shared pages are not {pages.pages}"
     assert pages.free >= 0, f"law 2: {pages.free} free pages"
-    _tree_is_sound(pages.prefixes, instance.running.values())
+    _tree_is_sound(pages.prefixes, holders)
     waiting = [job.id for job in instance.waiting.jobs if job.room or job.shared or job.planned]
     assert not waiting, f"law 2: waiting jobs {waiting} hold pages"
 
@@ -84,12 +85,13 @@ def _in_flight_consistent(instance: Instance) -> None:
 
 
 def _work_conserved(instance: Instance) -> None:
-    idle = instance.jobs and not instance.steps and not instance.reason
+    could = len(instance.jobs) > len(instance.moves.still) and not instance.moves.active
+    idle = could and not instance.steps and not instance.reason
     assert not idle, f"law 5: nothing runs though {len(instance.jobs)} jobs could, and the policy gives no reason"
 
 
 def _idle_is_empty(instance: Instance) -> None:
-    assert instance.pages.available == instance.pages.pages, (
+    assert instance.moves.active or instance.pages.available == instance.pages.pages, (
         "law 6: no job is here, but pages are neither free nor evictable"
     )
     assert not instance.settling, "law 6: no job is here, but some still settle"

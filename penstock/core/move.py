@@ -112,11 +112,17 @@ class Assigned(msgspec.Struct, frozen=True, array_like=True, tag="assigned"):
     role: str
 
 
+class PeerLeft(msgspec.Struct, frozen=True, array_like=True, tag="peer_left"):
+    """Driver to instance: another one is gone. Ends waits for it sooner than their lease."""
+
+    instance: int
+
+
 class Tick(msgspec.Struct, frozen=True, array_like=True, tag="tick"):
     """Time has passed: `Instance.due` is here."""
 
 
-MoveEvent = Offload | PeerEvent | Pulled | Switched | Assigned | Tick
+MoveEvent = Offload | PeerEvent | Pulled | Switched | Assigned | PeerLeft | Tick
 
 
 class Tell(msgspec.Struct, frozen=True, array_like=True, tag="tell"):
