@@ -1,0 +1,489 @@
+"""The Moves of one instance, both those that leave and those that arrive. See `move` for how they go.
+
+Pure like the instance, whose part it is: it changes the instance's jobs and pages, and appends commands.
+"""
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from penstock.core.events import Submitted
+from penstock.core.job import NEVER, Job
+from penstock.core.move import (
+    Aborted,
+    Adopt,
+    Ask,
+    Discard,
+    Extend,
+    Got,
+    Offload,
+    PeerEvent,
+    PeerLeft,
+    Pull,
+    Pulled,
+    Receive,
+    Reserve,
+    Reserved,
+    Switch,
+    Switched,
+    Taken,
+    Tell,
+)
+from penstock.core.slo import MS, SECOND
+
+if TYPE_CHECKING:
+    from penstock.core.commands import InstanceCommand
+    from penstock.core.instance import Instance
+
+#: The source's number stands above so many bits of a move's own number.
+_NUMBER_BITS = 32
+
+
+class MoveLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds moves, and what they cost: enough to choose between copying and computing again."""
+
+    #: Jobs that arrive at the same time, at most; more are turned away.
+    arriving: int = 8
+    #: Pages that an arriving job must leave free, so that it is not preempted as soon as it is there.
+    spare_pages: int = 0
+    #: A wait for the other side ends after so long.
+    lease_ns: int = 10 * SECOND
+    #: Copies while the job goes on, at most; after so many it is stopped whatever is left.
+    stages: int = 4
+    #: A job that was turned away asks again after so long.
+    retry_ns: int = 50 * MS
+    #: What a copy takes: to begin with, and for each position.
+    copy_ns: float = 0.0
+    copy_position_ns: float = 0.0
+    #: What computing a position again takes; 0: unknown, and then no more than a page is.
+    compute_position_ns: float = 0.0
+    #: Whether moves copy at all; else the job is always computed again.
+    copies: bool = True
+
+
+class Phase(IntEnum):
+    """Where an outgoing move stands."""
+
+    RESERVING = 0
+    COPYING = 1
+    #: The job stands still, but for slices in flight.
+    STOPPING = 2
+    #: The home has been asked to switch.
+    SWITCHING = 3
+    #: The job has gone; its pages are still being read.
+    RELEASING = 4
+
+
+class Outgoing:
+    """A job that leaves."""
+
+    __slots__ = ("due", "got", "job", "move", "phase", "stages", "to", "told")
+
+    def __init__(self, move: int, job: Job, to: int, due: int) -> None:
+        self.move = move
+        self.job = job
+        self.to = to
+        self.due = due
+        self.phase = Phase.RESERVING
+        #: Positions that the destination was told of, and those that it has.
+        self.told = self.got = 0
+        self.stages = 0
+
+
+class Incoming:
+    """A job that arrives. It holds pages, but is none of the instance's jobs yet."""
+
+    __slots__ = ("due", "goal", "granted", "here", "job", "last", "move", "pulling", "source", "unwanted")
+
+    def __init__(self, move: int, job: Job, source: int, due: int) -> None:
+        self.move = move
+        self.job = job
+        self.source = source
+        self.due = due
+        #: Positions that are here, and those that the source has told of.
+        self.here = self.goal = job.done
+        #: The source will tell of no more.
+        self.last = False
+        self.pulling = False
+        #: The home's word that the job is ours, while a pull is under way.
+        self.granted: Submitted | None = None
+        #: It is off; a pull under way still writes to its pages.
+        self.unwanted = False
+
+
+class Moves:
+    """See the module's docstring."""
+
+    def __init__(self, instance: "Instance", limits: MoveLimits) -> None:
+        self._instance = instance
+        self._limits = limits
+        self._next = 1
+        #: By job.
+        self.outgoing: dict[int, Outgoing] = {}
+        #: By move: the job has gone, its pages have not.
+        self.releasing: dict[int, Outgoing] = {}
+        #: By move.
+        self.incoming: dict[int, Incoming] = {}
+        #: Jobs that stand still, by id. They hold their pages, if they had any.
+        self.still: dict[int, Job] = {}
+        #: Job -> when to ask (again) where it should go on; NEVER: it has asked.
+        self.asks: dict[int, int] = {}
+        #: Moves that ended by reason, and positions copied in.
+        self.aborts: dict[str, int] = {}
+        self.taken = 0
+        self.copied = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether any move is under way."""
+        return bool(self.outgoing or self.incoming or self.releasing or self.still)
+
+    @property
+    def due(self) -> int | None:
+        """When a wait ends, ns; None: nobody waits."""
+        ends = [move.due for move in self.outgoing.values() if move.phase != Phase.STOPPING]
+        ends += [move.due for move in self.releasing.values()]
+        ends += [move.due for move in self.incoming.values() if not move.pulling]
+        ends += [at for at in self.asks.values() if at != NEVER]
+        return min(ends, default=None)
+
+    def holders(self) -> list[Job]:
+        """Jobs that hold pages beside the running ones."""
+        gone = [move.job for move in self.releasing.values()]
+        return [*self.still.values(), *gone, *(move.job for move in self.incoming.values())]
+
+    def ghost(self, job: int) -> Outgoing | None:
+        """The move under which the job has gone, while its pages are here."""
+        return next((move for move in self.releasing.values() if move.job.id == job), None)
+
+    # -- the source --------------------------------------------------------------------------------------------
+
+    def offload(self, event: Offload, now: int, out: list["InstanceCommand"]) -> None:
+        """Begin to move a job, or those that the policy picks."""
+        if event.job is not None:
+            job = self._instance.jobs.get(event.job)
+            return self.begin(job, event.to, now, out) if job is not None else None
+        for job in self._instance.candidates()[: event.jobs]:
+            self.begin(job, event.to, now, out)
+
+    def may_leave(self, job: Job) -> bool:
+        """Whether a move of the job could begin now."""
+        return job.id not in self.outgoing and job.id not in self._instance.settling
+
+    def begin(self, job: Job, to: int, now: int, out: list["InstanceCommand"]) -> None:
+        """Move the job to instance `to`: with its pages, or, where that is cheaper, without."""
+        if not self.may_leave(job) or to == self._instance.number:
+            return
+        move = Outgoing(self._instance.number << _NUMBER_BITS | self._next, job, to, now + self._limits.lease_ns)
+        self._next += 1
+        self.outgoing[job.id] = move
+        self.asks.pop(job.id, None)
+        if not job.room or (job.wants == 1 and self._is_cheap(job.done)):
+            move.move = 0
+            return self._stop(move, now, out)
+        # Blocks of a job that moves are not exchanged for equal ones: the destination reads the pages it was told of.
+        job.share_at = NEVER
+        spec = msgspec.structs.replace(job.spec, known=job.known, keys=tuple(job.keys))
+        self._tell(to, Reserve(move.move, self._instance.number, spec, job.done), out)
+
+    def on_reserved(self, event: Reserved, now: int, out: list["InstanceCommand"]) -> None:
+        move = self._outgoing(event.move, now)
+        if move is not None and move.phase == Phase.RESERVING:
+            move.phase = Phase.COPYING
+            move.got = move.told = event.have
+            self._continue(move, now, out)
+
+    def on_got(self, event: Got, now: int, out: list["InstanceCommand"]) -> None:
+        move = self._outgoing(event.move, now)
+        if move is not None and move.phase == Phase.COPYING:
+            move.got = max(move.got, event.upto)
+            self._continue(move, now, out)
+
+    def advance(self, now: int, out: list["InstanceCommand"]) -> None:
+        """After a step: tell of what it executed, and switch what has come to a stand."""
+        for move in list(self.outgoing.values()):
+            if move.phase == Phase.STOPPING:
+                self._stand(move, now, out)
+            elif move.phase == Phase.COPYING:
+                self._continue(move, now, out)
+
+    def _continue(self, move: Outgoing, now: int, out: list["InstanceCommand"]) -> None:
+        """The next stage, if the last one is through: another copy, or the stop."""
+        job = move.job
+        if move.got < move.told:
+            return
+        stands = job.id in self.still
+        if (job.wants == 1 or stands) and (self._is_cheap(job.done - move.got) or move.stages >= self._limits.stages):
+            return self._stop(move, now, out)
+        page = self._instance.pages.page_tokens
+        if (upto := job.done - job.done % page) > move.told:
+            move.told = upto
+            move.stages += job.wants == 1
+            self._tell(move.to, Extend(move.move, upto), out)
+        elif job.wants == 1 or stands:
+            self._stop(move, now, out)
+
+    def _stop(self, move: Outgoing, now: int, out: list["InstanceCommand"]) -> None:
+        move.phase = Phase.STOPPING
+        self.stand(move.job)
+        self._stand(move, now, out)
+
+    def _stand(self, move: Outgoing, now: int, out: list["InstanceCommand"]) -> None:
+        """Once nothing of it is in flight, the job can go."""
+        job = move.job
+        if job.planned > job.done:
+            return
+        move.phase, move.due = Phase.SWITCHING, now + self._limits.lease_ns
+        if move.move:
+            self._tell(move.to, Extend(move.move, job.done, True), out)
+        out.append(Switch(job.id, job.epoch, move.to, move.move))
+
+    def stand(self, job: Job) -> None:
+        """The job gets no more slices until it goes, or goes on."""
+        if job.id not in self.still:
+            self.still[job.id] = job
+            if self._instance.running.pop(job.id, None) is None:
+                self._instance.waiting.remove(job)
+
+    def go_on(self, job: Job) -> None:
+        """A job that stands still, if it does, runs or waits here again."""
+        if self.still.pop(job.id, None) is None:
+            return
+        if job.room:
+            self._instance.running[job.id] = job
+        else:
+            self._instance.waiting.push(job)
+
+    def on_switched(self, event: Switched, now: int, out: list["InstanceCommand"]) -> None:
+        job = self._instance.jobs.get(event.job)
+        if job is None or job.epoch != event.epoch:
+            return
+        move = self.outgoing.pop(job.id, None)
+        if move is None or move.phase != Phase.SWITCHING or not move.move:
+            # It went without its pages, or we did not wait so long: nobody reads them.
+            if move is not None and move.phase < Phase.SWITCHING:
+                self._tell(move.to, Aborted(move.move, "moved"), out)
+            return self._instance.end(job, "moved", out)
+        move.phase, move.due = Phase.RELEASING, now + self._limits.lease_ns
+        self.releasing[move.move] = move
+        self._instance.depart(job)
+
+    def on_taken(self, event: Taken, out: list["InstanceCommand"]) -> None:
+        move = self.releasing.get(event.move)
+        if move is not None:
+            self.release(move, out)
+            return
+        for move in self.outgoing.values():
+            if move.move == event.move:
+                # The home's word is on its way; the pages need not wait for the destination any more.
+                move.move = 0
+
+    def release(self, move: Outgoing, out: list["InstanceCommand"]) -> None:
+        """The job has gone, and now its pages."""
+        del self.releasing[move.move]
+        self._instance.give_up(move.job, out)
+
+    def lost(self, job: Job, reason: str, out: list["InstanceCommand"]) -> None:
+        """The job has ended here, or lost its pages: its move is off."""
+        self.asks.pop(job.id, None)
+        move = self.outgoing.pop(job.id, None)
+        if move is not None:
+            self._count(reason)
+            if move.move:
+                self._tell(move.to, Aborted(move.move, reason), out)
+
+    def _cancel(self, move: Outgoing, reason: str, now: int) -> None:
+        """The move is off, and the job goes on here."""
+        self._count(reason)
+        del self.outgoing[move.job.id]
+        self._instance.pages.name(move.job)
+        if self._instance.role == "prefill":
+            self.asks[move.job.id] = now + self._limits.retry_ns
+            if self._instance.is_through(move.job):
+                return
+        self.go_on(move.job)
+
+    # -- asking where to go ------------------------------------------------------------------------------------
+
+    def ask(self, now: int, out: list["InstanceCommand"]) -> None:
+        """Ask for those whose time has come."""
+        for job_id, at in list(self.asks.items()):
+            job = self._instance.jobs.get(job_id)
+            if job is None:
+                del self.asks[job_id]
+            elif at <= now:
+                self.asks[job_id] = NEVER
+                out.append(Ask(job_id, job.epoch, job.known, job.total))
+
+    # -- the destination ---------------------------------------------------------------------------------------
+
+    def on_reserve(self, event: Reserve, now: int, out: list["InstanceCommand"]) -> None:
+        if event.move in self.incoming:
+            return
+        job = Job(event.spec, -1)
+        reason = self._why_not(job)
+        if reason:
+            self._count(reason)
+            return self._tell(event.source, Aborted(event.move, reason), out)
+        pages = self._instance.pages
+        blocks, _ = pages.match(job)
+        pages.bind(job, blocks)
+        pages.grow(job, pages.missing(job, job.known))
+        job.share_at = NEVER
+        self.incoming[event.move] = Incoming(event.move, job, event.source, now + self._limits.lease_ns)
+        out.append(Receive(event.move, tuple(job.keys[:blocks])))
+        self._tell(event.source, Reserved(event.move, job.done), out)
+
+    def _why_not(self, job: Job) -> str:
+        """Why the job cannot come; empty: it can."""
+        instance, pages = self._instance, self._instance.pages
+        if job.id in instance.jobs or any(m.job.id == job.id for m in self.incoming.values()):
+            return "it is here"
+        if len(self.incoming) >= self._limits.arriving:
+            return "too many arrive"
+        if len(instance.running) + len(self.incoming) >= instance.config.limits.max_num_seqs:
+            return "no seat"
+        if pages.missing(job, job.total) > pages.pages:
+            return "too large"
+        blocks, held = pages.match(job)
+        need = -(-(job.known - blocks * pages.block_tokens) // pages.page_tokens)
+        return "no room" if pages.available - held - self._limits.spare_pages < need else ""
+
+    def on_extend(self, event: Extend, now: int, out: list["InstanceCommand"]) -> None:
+        move = self.incoming.get(event.move)
+        if move is None or move.unwanted or event.upto < move.goal:
+            return
+        move.goal, move.last, move.due = event.upto, event.last, now + self._limits.lease_ns
+        self._pull(move, now, out)
+
+    def _pull(self, move: Incoming, now: int, out: list["InstanceCommand"]) -> None:
+        """Bring what is missing; or go on, if the home has said so and little is."""
+        pages, job = self._instance.pages, move.job
+        if move.pulling:
+            return
+        if move.goal > move.here and not (move.last and self._is_cheap(move.goal - move.here)):
+            if not pages.grow(job, pages.missing(job, move.goal)):
+                return self._give_up(move, "no room", out)
+            move.pulling = True
+            out.append(Pull(move.move, job.id, move.source, move.here, move.goal))
+        elif move.granted is not None and (move.last or self._is_cheap(move.granted.spec.known - 1 - move.here)):
+            self._adopt(move, move.granted, out)
+
+    def on_pulled(self, event: Pulled, now: int, out: list["InstanceCommand"]) -> None:
+        move = self.incoming.get(event.move)
+        if move is None or not move.pulling:
+            return
+        move.pulling, move.due = False, now + self._limits.lease_ns
+        if move.unwanted:
+            return self._discard(move, out)
+        if event.error:
+            return self._give_up(move, "copy failed", out)
+        self.copied += event.upto - move.here
+        move.here = event.upto
+        self._tell(move.source, Got(move.move, event.upto), out)
+        self._pull(move, now, out)
+
+    def on_granted(self, event: Submitted, now: int, out: list["InstanceCommand"]) -> bool:
+        """The home submits a job that arrives here. False: it does not, or no longer."""
+        move = self.incoming.get(event.move)
+        if move is None or move.unwanted or move.job.id != event.spec.id:
+            return False
+        move.granted = event
+        self._pull(move, now, out)
+        return True
+
+    def _adopt(self, move: Incoming, granted: Submitted, out: list["InstanceCommand"]) -> None:
+        """The job is this instance's now."""
+        del self.incoming[move.move]
+        job = move.job
+        here = min(move.here, granted.spec.known - 1)
+        out.append(Adopt(job.id, move.move, here))
+        self.taken += 1
+        self._instance.welcome(job, granted, here)
+        self._tell(move.source, Taken(move.move), out)
+
+    def _give_up(self, move: Incoming, reason: str, out: list["InstanceCommand"]) -> None:
+        """Nothing more will come. If the job is ours already, the rest is computed again; else the move is off."""
+        self._count(reason)
+        if move.granted is not None:
+            return self._adopt(move, move.granted, out)
+        self._tell(move.source, Aborted(move.move, reason), out)
+        self._unwant(move, out)
+
+    def _unwant(self, move: Incoming, out: list["InstanceCommand"]) -> None:
+        move.unwanted = True
+        if not move.pulling:
+            self._discard(move, out)
+
+    def _discard(self, move: Incoming, out: list["InstanceCommand"]) -> None:
+        del self.incoming[move.move]
+        self._instance.pages.release(move.job)
+        out.append(Discard(move.move))
+
+    # -- both --------------------------------------------------------------------------------------------------
+
+    def on_aborted(self, event: Aborted, now: int, out: list["InstanceCommand"]) -> None:
+        incoming = self.incoming.get(event.move)
+        if incoming is not None:
+            if not incoming.unwanted and incoming.granted is None:
+                self._count(event.reason)
+                self._unwant(incoming, out)
+            return
+        if event.move in self.releasing:
+            return self.release(self.releasing[event.move], out)
+        move = self._outgoing(event.move, now)
+        if move is not None and move.phase in (Phase.RESERVING, Phase.COPYING):
+            self._cancel(move, event.reason, now)
+        elif move is not None:
+            # The home may have switched: wait for its word. Nobody reads our pages.
+            move.move = 0
+
+    def on_tick(self, now: int, out: list["InstanceCommand"]) -> None:
+        """End the waits that have lasted too long."""
+        for move in list(self.outgoing.values()):
+            if move.due <= now and move.phase != Phase.STOPPING:
+                if move.move:
+                    self._tell(move.to, Aborted(move.move, "lease ended"), out)
+                self._cancel(move, "lease ended", now)
+        for move in list(self.releasing.values()):
+            if move.due <= now:
+                self.release(move, out)
+        for incoming in list(self.incoming.values()):
+            if incoming.due <= now and not incoming.pulling:
+                self._give_up(incoming, "lease ended", out)
+
+    def on_peer_left(self, event: PeerLeft, now: int, out: list["InstanceCommand"]) -> None:
+        """Nothing more comes from that instance, and nothing can go there."""
+        for move in list(self.outgoing.values()):
+            if move.to == event.instance and move.phase in (Phase.RESERVING, Phase.COPYING):
+                self._cancel(move, "destination left", now)
+        for move in list(self.releasing.values()):
+            if move.to == event.instance:
+                self.release(move, out)
+        for incoming in list(self.incoming.values()):
+            if incoming.source == event.instance and not incoming.unwanted and not incoming.pulling:
+                self._give_up(incoming, "source left", out)
+
+    def _outgoing(self, number: int, now: int) -> Outgoing | None:
+        """The move, whose other side has just been heard of."""
+        for move in self.outgoing.values():
+            if move.move == number and number:
+                move.due = now + self._limits.lease_ns
+                return move
+        return None
+
+    def _is_cheap(self, positions: int) -> bool:
+        """Whether so many positions are rather computed again than copied."""
+        limits = self._limits
+        if not limits.copies:
+            return True
+        if not limits.compute_position_ns:
+            return positions <= self._instance.pages.page_tokens
+        return positions * limits.compute_position_ns <= limits.copy_ns + positions * limits.copy_position_ns
+
+    def _tell(self, to: int, event: PeerEvent, out: list["InstanceCommand"]) -> None:
+        out.append(Tell(to, event))
+
+    def _count(self, reason: str) -> None:
+        self.aborts[reason] = self.aborts.get(reason, 0) + 1
