@@ -4,6 +4,7 @@ A driver calls the verbs in the order of the core's commands, all from one threa
 number; the engine chooses which physical page is which, and can rely on the core never asking for more than there are.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -54,8 +55,9 @@ class Engine(Protocol):
     info: EngineInfo
 
     @property
-    def kv(self) -> "Kv | None":
-        """What a transport moves; None: there are no tensors."""
+    def kv(self) -> "Sequence[Kv]":
+        """What a transport moves: KV tensors, several if the heads are split over them, in the order of the heads; none
+        if there are no tensors. A pool's page has the same number in all."""
 
     def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
         """Make a job known: its tokens so far, of which the first `prompt` are the prompt and the rest were delivered

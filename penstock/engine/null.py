@@ -56,7 +56,7 @@ def null_info(options: NullOptions) -> EngineInfo:
 class NullEngine:
     """`sleep` is called with each step's duration in seconds; the simulator, which keeps its own time, passes None."""
 
-    kv: None = None
+    kv: tuple[()] = ()
 
     def __init__(self, info: EngineInfo, cost: StepCost, sleep: Callable[[float], None] | None = time.sleep) -> None:
         self.info = info

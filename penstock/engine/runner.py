@@ -49,9 +49,10 @@ class TransformersEngine:
         self, model: nn.Module, backend: Backend, kv: Kv, pool: Pool, info: EngineInfo, grammars: Grammars
     ) -> None:
         self.info = info
-        self.kv = kv
+        self.kv = [kv]
         self._model = model
         self._backend = backend
+        self._kv = kv
         self._pool = pool
         self._grammars = grammars
         self._jobs: dict[int, State] = {}
@@ -135,7 +136,7 @@ class TransformersEngine:
         if not work:
             return outputs
         pieces = [self._piece(state, count) for state, count in work]
-        logits = self._backend.forward(self._model, build(pieces, self._pool.tables, self._pool.page_tokens), self.kv)
+        logits = self._backend.forward(self._model, build(pieces, self._pool.tables, self._pool.page_tokens), self._kv)
         emitting = [state for (state, _), piece in zip(work, pieces, strict=True) if piece.emit]
         picks = dict(zip((s.id for s in emitting), sample(logits, emitting) if emitting else [], strict=True))
         for state, count in work:

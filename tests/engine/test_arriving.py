@@ -1,6 +1,5 @@
 """A job goes from one engine to another in the middle: same tokens as if it had stayed, and all pages return."""
 
-
 import pytest
 import tiny
 import torch
@@ -20,8 +19,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> list[TransformersEngine
 
 
 def copy(source: TransformersEngine, pages: list[int], to: TransformersEngine, own: list[int]) -> None:
-    for theirs, ours in ((source.kv.keys, to.kv.keys), (source.kv.values, to.kv.values)):
-        ours[:, own] = theirs[:, pages]
+    (theirs,), (ours,) = source.kv, to.kv
+    ours.keys[:, own] = theirs.keys[:, pages]
+    ours.values[:, own] = theirs.values[:, pages]
 
 
 @pytest.mark.parametrize("shared", [False, True])

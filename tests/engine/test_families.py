@@ -86,7 +86,7 @@ def test_jobs_that_come_and_go(case: Case) -> None:
 
 def test_shuffled_pages(case: Case) -> None:
     """The same answers from pages in any order, full of what earlier jobs left, NaN even."""
-    kv, pool = case.engine.kv, case.engine._pool
+    kv, pool = case.engine._kv, case.engine._pool
     kv.keys.fill_(float("nan"))
     kv.values.fill_(float("nan"))
     np.random.default_rng(1).shuffle(pool.free)

@@ -124,7 +124,7 @@ def test_a_job_that_turns_nan_fails_alone(engine: TransformersEngine, driver: ti
     for job, prompt in enumerate(prompts):
         driver.add(job, prompt, tiny.greedy(10))
     driver.step(dict.fromkeys(range(3), 64))
-    engine.kv.keys[:, engine._pool.tables[engine._jobs[1].table.row, 2]] = float("nan")
+    engine._kv.keys[:, engine._pool.tables[engine._jobs[1].table.row, 2]] = float("nan")
     outputs = driver.finish_all()
     assert driver.finish[1] == "error:the model's output is not a number"
     assert [outputs[0], outputs[2]] == [expected[0], expected[2]]
