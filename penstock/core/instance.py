@@ -433,7 +433,7 @@ class Instance:
         self.reason = batch.reason
         if batch.commands:
             self._carry_over(batch, out)
-        self._tell_evicted(out)
+        self.tell_evicted(out)
         if not batch.slices:
             return False
         if self.role == "prefill":
@@ -453,7 +453,8 @@ class Instance:
                 self.moves.lost(self.jobs[command.job], "preempted", out)
         out.extend(batch.commands)
 
-    def _tell_evicted(self, out: list[InstanceCommand]) -> None:
+    def tell_evicted(self, out: list[InstanceCommand]) -> None:
+        """Before anything takes pages that were freed by evicting."""
         if self.pages.evicted:
             out.append(Evict(tuple(self.pages.evicted)))
             self.pages.evicted.clear()
@@ -535,10 +536,20 @@ class Instance:
             step.slices[at] = Slice(job.id, piece.start + moved, piece.count)
         self.steps[seq + count] = step
         self.next_step += count
-        self._tell_evicted(out)
+        self.tell_evicted(out)
         return out
 
     # -- reading -----------------------------------------------------------------------------------------------
+
+    def find(self, job: int) -> Job | None:
+        """The job, if it is here, or has gone and left its pages to be read."""
+        ghost = self.moves.ghost(job)
+        return self.jobs.get(job) or (ghost.job if ghost is not None else None)
+
+    def has(self, job: int, epoch: int) -> bool:
+        """Whether the job is this instance's under that epoch: here, or about to go on here."""
+        here = self.jobs.get(job)
+        return (here is not None and here.epoch == epoch) or self.moves.is_granted(job, epoch)
 
     def _report(self, out: list[InstanceCommand]) -> None:
         """Jobs that came, started or went are reported at once, pages by and by."""

@@ -24,9 +24,10 @@ def check(instance: Instance) -> None:
 def _jobs_conserved(instance: Instance) -> None:
     counts = instance.counts
     ended = sum(counts[k] for k in ENDS)
-    here = len(instance.jobs)
+    here = len(instance.jobs) + sum(move.granted is not None for move in instance.moves.incoming.values())
     assert counts["seen"] == here + ended, f"law 1: {counts['seen']} jobs came, {here} are here and {ended} ended"
     split = len(instance.running) + len(instance.waiting) + len(instance.moves.still)
+    here = len(instance.jobs)
     assert here == split, f"law 1: {here} jobs are here, but {split} run, wait or stand still"
 
 

@@ -12,7 +12,7 @@ Hand-off after prefill, live migration, drain and change of role are all this; o
             <-------------------------------------  Got, after each
     little is left: the job gets no more slices;
     once none is in flight it stands still
-    Extend(last) -------------------------------->  pulls the last positions, or leaves them to be recomputed
+    Extend(last) -------------------------------->  pulls the last positions, or leaves them to be computed again
     Switch -> home raises the epoch, Submits -----> goes on from what it has, under the new epoch
             <-------------------------------------  Taken
     frees the pages, which it kept until then
@@ -59,15 +59,19 @@ class Reserved(msgspec.Struct, frozen=True, array_like=True, tag="reserved"):
 
 
 class Extend(msgspec.Struct, frozen=True, array_like=True, tag="extend"):
-    """Source to destination: positions up to `upto` can be pulled. `last`: there will be no more."""
+    """Source to destination: positions of the job up to `upto` can be pulled. `last`: there will be no more. It also
+    confirms that while the positions up to `got` were pulled the pages still held them."""
 
     move: int
+    job: int
     upto: int
+    got: int
     last: bool = False
 
 
 class Got(msgspec.Struct, frozen=True, array_like=True, tag="got"):
-    """Destination to source: positions up to `upto` are here."""
+    """Destination to source: positions up to `upto` are here, if the pages held them so long: the next Extend
+    says so."""
 
     move: int
     upto: int

@@ -94,15 +94,15 @@ class Outgoing:
 class Incoming:
     """A job that arrives. It holds pages, but is none of the instance's jobs yet."""
 
-    __slots__ = ("due", "goal", "granted", "here", "job", "last", "move", "pulling", "source", "unwanted")
+    __slots__ = ("due", "goal", "granted", "here", "job", "last", "move", "pulled", "pulling", "source", "unwanted")
 
     def __init__(self, move: int, job: Job, source: int, due: int) -> None:
         self.move = move
         self.job = job
         self.source = source
         self.due = due
-        #: Positions that are here, and those that the source has told of.
-        self.here = self.goal = job.done
+        #: Positions that are here for sure, those that were pulled, and those that the source has told of.
+        self.here = self.pulled = self.goal = job.done
         #: The source will tell of no more.
         self.last = False
         self.pulling = False
@@ -157,6 +157,11 @@ class Moves:
         """The move under which the job has gone, while its pages are here."""
         return next((move for move in self.releasing.values() if move.job.id == job), None)
 
+    def is_granted(self, job: int, epoch: int) -> bool:
+        """Whether an arriving job has been submitted here under that epoch."""
+        granted = (move.granted for move in self.incoming.values())
+        return any(event is not None and (event.spec.id, event.epoch) == (job, epoch) for event in granted)
+
     # -- the source --------------------------------------------------------------------------------------------
 
     def offload(self, event: Offload, now: int, out: list["InstanceCommand"]) -> None:
@@ -195,10 +200,14 @@ class Moves:
             self._continue(move, now, out)
 
     def on_got(self, event: Got, now: int, out: list["InstanceCommand"]) -> None:
-        move = self._outgoing(event.move, now)
-        if move is not None and move.phase == Phase.COPYING:
-            move.got = max(move.got, event.upto)
+        move = self._outgoing(event.move, now) or self.releasing.get(event.move)
+        if move is None or event.upto <= move.got:
+            return
+        move.got = event.upto
+        if move.phase == Phase.COPYING:
             self._continue(move, now, out)
+        elif move.phase > Phase.STOPPING:
+            self._tell(move.to, Extend(move.move, move.job.id, move.job.done, move.got, True), out)
 
     def advance(self, now: int, out: list["InstanceCommand"]) -> None:
         """After a step: tell of what it executed, and switch what has come to a stand."""
@@ -220,7 +229,7 @@ class Moves:
         if (upto := job.done - job.done % page) > move.told:
             move.told = upto
             move.stages += job.wants == 1
-            self._tell(move.to, Extend(move.move, upto), out)
+            self._tell(move.to, Extend(move.move, job.id, upto, move.got), out)
         elif job.wants == 1 or stands:
             self._stop(move, now, out)
 
@@ -236,7 +245,7 @@ class Moves:
             return
         move.phase, move.due = Phase.SWITCHING, now + self._limits.lease_ns
         if move.move:
-            self._tell(move.to, Extend(move.move, job.done, True), out)
+            self._tell(move.to, Extend(move.move, job.id, job.done, move.got, True), out)
         out.append(Switch(job.id, job.epoch, move.to, move.move))
 
     def stand(self, job: Job) -> None:
@@ -330,6 +339,7 @@ class Moves:
         blocks, _ = pages.match(job)
         pages.bind(job, blocks)
         pages.grow(job, pages.missing(job, job.known))
+        self._instance.tell_evicted(out)
         job.share_at = NEVER
         self.incoming[event.move] = Incoming(event.move, job, event.source, now + self._limits.lease_ns)
         out.append(Receive(event.move, tuple(job.keys[:blocks])))
@@ -354,6 +364,7 @@ class Moves:
         move = self.incoming.get(event.move)
         if move is None or move.unwanted or event.upto < move.goal:
             return
+        move.here = max(move.here, min(event.got, move.pulled))
         move.goal, move.last, move.due = event.upto, event.last, now + self._limits.lease_ns
         self._pull(move, now, out)
 
@@ -362,12 +373,13 @@ class Moves:
         pages, job = self._instance.pages, move.job
         if move.pulling:
             return
-        if move.goal > move.here and not (move.last and self._is_cheap(move.goal - move.here)):
+        if move.goal > move.pulled and not (move.last and self._is_cheap(move.goal - move.pulled)):
             if not pages.grow(job, pages.missing(job, move.goal)):
                 return self._give_up(move, "no room", out)
             move.pulling = True
-            out.append(Pull(move.move, job.id, move.source, move.here, move.goal))
-        elif move.granted is not None and (move.last or self._is_cheap(move.granted.spec.known - 1 - move.here)):
+            self._instance.tell_evicted(out)
+            out.append(Pull(move.move, job.id, move.source, move.pulled, move.goal))
+        elif move.granted is not None and self._is_cheap(move.granted.spec.known - 1 - move.here):
             self._adopt(move, move.granted, out)
 
     def on_pulled(self, event: Pulled, now: int, out: list["InstanceCommand"]) -> None:
@@ -379,8 +391,8 @@ class Moves:
             return self._discard(move, out)
         if event.error:
             return self._give_up(move, "copy failed", out)
-        self.copied += event.upto - move.here
-        move.here = event.upto
+        self.copied += event.upto - move.pulled
+        move.pulled = event.upto
         self._tell(move.source, Got(move.move, event.upto), out)
         self._pull(move, now, out)
 
