@@ -109,8 +109,8 @@ def decode_steps(layers: int) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     from penstock.engine.cuda import SIZES, Cuda
+    from penstock.engine.member import make_kv
     from penstock.engine.probe import Shape
-    from penstock.engine.start import make_kv
 
     config = LlamaConfig(
         vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=layers,

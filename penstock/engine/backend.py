@@ -39,6 +39,9 @@ class Kv:
     keys: Tensor
     #: [layers, pages, kv_heads, page_tokens, value_dim]; value_dim is head_dim for nearly all models.
     values: Tensor
+    #: The same pages on the other ranks of this instance, each with the KV heads that come next. Steps know nothing of
+    #: them; they are there for what moves pages.
+    peers: tuple["Kv", ...] = ()
 
     @property
     def page_tokens(self) -> int:

@@ -20,7 +20,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
     backend: str = "auto"
     #: The most tokens, prompt and output, of a job; None is what the model was made for.
     max_len: int | None = None
-    #: Memory for KV pages. None is, on a CPU, a quarter of what is free, and no more than 256 jobs of `max_len` need;
+    #: Ranks that share the model, each a process with a part of its weights and of its KV heads.
+    tensor_parallel_size: int = 1
+    #: Memory for KV pages (of each rank). None is, on a CPU, a quarter of what is free for all, and no more than 256
+    #: jobs of `max_len` need;
     #: on a GPU what `memory_share` leaves beside the weights and a step of `step_tokens`.
     kv_bytes: int | None = None
     memory_share: float = 0.9
@@ -29,8 +32,10 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
     pages: int | None = None
     page_tokens: int = 16
     block_tokens: int = 64
-    #: Threads of the CPU; None is all cores that this process may use.
+    #: Threads of the CPU, of all ranks together; None is all cores that this process may use.
     threads: int | None = None
+    #: What part of the free memory is this engine's, where nobody says how much: others are on the host or the device.
+    host_share: float = 1.0
     #: Of dummy weights.
     seed: int = 0
 
@@ -39,3 +44,5 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
             raise ValueError(f"block_tokens {self.block_tokens} must be a multiple of page_tokens {self.page_tokens}")
         if self.load_format not in ("auto", "dummy"):
             raise ValueError(f"load_format {self.load_format!r}: choose auto or dummy")
+        if self.tensor_parallel_size < 1:
+            raise ValueError(f"tensor_parallel_size {self.tensor_parallel_size}: at least 1 is needed")

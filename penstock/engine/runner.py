@@ -49,7 +49,7 @@ class TransformersEngine:
         self, model: nn.Module, backend: Backend, kv: Kv, pool: Pool, info: EngineInfo, grammars: Grammars
     ) -> None:
         self.info = info
-        self.kv = [kv]
+        self.kv = [kv, *kv.peers]
         self._model = model
         self._backend = backend
         self._kv = kv

@@ -99,7 +99,7 @@ class _Wrong(Plain):
 def test_a_backend_that_computes_wrongly_is_refused(
     wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.engine.start.choose_backend", lambda *_: _Wrong(wrong))
+    monkeypatch.setattr("penstock.engine.member.choose_backend", lambda *_: _Wrong(wrong))
     with pytest.raises(Unsupported, match=r"'llama'.*differ from the model's own"):
         tiny.engine(tiny.build("Llama", tmp_path))
 
