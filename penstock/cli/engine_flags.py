@@ -7,6 +7,10 @@ from penstock.engine.hub import DEMO
 from penstock.engine.null import NullOptions
 from penstock.engine.options import EngineOptions
 
+_COUNTS = (
+    "kv_pages", "kv_cache_bytes", "page_tokens", "block_tokens", "max_model_len", "threads", "tensor_parallel_size",
+)  # fmt: skip
+
 
 def engine_arguments(group: Any) -> None:
     """The flags, for a group of a parser; the model itself is the verb's own argument."""
@@ -14,6 +18,9 @@ def engine_arguments(group: Any) -> None:
     group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument("--max-model-len", type=int, help="most tokens of a request, prompt and output")
+    group.add_argument(
+        "--tensor-parallel-size", "-tp", type=int, default=1, help="ranks that share the model, each a process"
+    )
     group.add_argument("--load-format", choices=("auto", "dummy"), default="auto", help="dummy: random weights")
     group.add_argument("--download-dir", default="", help="where hub models are kept")
     group.add_argument(
@@ -22,11 +29,11 @@ def engine_arguments(group: Any) -> None:
         default=0.9,
         help="share of the GPU's memory to use (default: %(default)s)",
     )
-    group.add_argument("--kv-cache-bytes", type=int, help="memory for KV pages")
+    group.add_argument("--kv-cache-bytes", type=int, help="memory for KV pages, of each rank")
     group.add_argument("--kv-pages", type=int, help="number of KV pages, instead of the memory")
     group.add_argument("--page-tokens", type=int, default=16, help="tokens in a KV page (default: %(default)s)")
     group.add_argument("--block-tokens", type=int, default=64, help="tokens in a shared prefix block")
-    group.add_argument("--threads", type=int, help="CPU threads of the engine (default: all cores)")
+    group.add_argument("--threads", type=int, help="CPU threads of all ranks together (default: all cores)")
     group.add_argument(
         "--null-cost", default="", help="null engine: ms a step, us a prompt token, us a decode: 5,20,100"
     )
@@ -36,6 +43,8 @@ def engine_options(args: argparse.Namespace, step_tokens: int) -> EngineOptions 
     """What the flags say, for steps of at most so many positions. Raises ValueError for what cannot be."""
     _check_positive(args)
     if args.engine == "null":
+        if args.tensor_parallel_size > 1:
+            raise ValueError(f"--tensor-parallel-size {args.tensor_parallel_size}: the null engine has no ranks")
         return _null_options(args)
     return EngineOptions(
         model=args.model or str(DEMO),
@@ -43,6 +52,7 @@ def engine_options(args: argparse.Namespace, step_tokens: int) -> EngineOptions 
         load_format=args.load_format,
         dtype=args.dtype,
         device=args.device,
+        tensor_parallel_size=args.tensor_parallel_size,
         backend=args.engine,
         memory_share=args.gpu_memory_utilization,
         step_tokens=step_tokens,
@@ -56,7 +66,7 @@ def engine_options(args: argparse.Namespace, step_tokens: int) -> EngineOptions 
 
 
 def _check_positive(args: argparse.Namespace) -> None:
-    for name in ("kv_pages", "kv_cache_bytes", "page_tokens", "block_tokens", "max_model_len", "threads"):
+    for name in _COUNTS:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")

@@ -188,6 +188,7 @@ def _setup(info: EngineInfo, model: str, folder: Path | None, null_cost: str) ->
         dtype=info.dtype,
         engine=f"penstock {penstock.__version__}; {engine}",
         threads=info.threads,
+        tp=info.tensor_parallel_size,
         page_tokens=info.page_tokens,
     )
 

@@ -31,6 +31,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     device: str
     threads: int
+    #: Ranks that share the model; pages are numbered alike on all, and `kv_bytes_per_token` is of all together.
+    tensor_parallel_size: int = 1
     eos_token_ids: list[int]
     #: Whether logprobs, penalties and grammars work (the null engine has none).
     notes: list[str] = []

@@ -78,6 +78,7 @@ def _start(
         dtype=str(kv.keys.dtype).removeprefix("torch."),
         device=str(kv.keys.device),
         threads=options.threads or 0,
+        tensor_parallel_size=options.tensor_parallel_size,
         eos_token_ids=load.eos_token_ids(member.model),
         notes=[note for note in notes if note],
     )
