@@ -1,21 +1,70 @@
-"""The cluster: which instance takes a new job. Knows instances by their reports and its own ledger, owns no job.
+"""The cluster: which instance takes a new job, where a job goes on, and what is to be rearranged. It owns no job.
 
-A pure state machine like the instance. It never walks all instances at an event: the policy ranks a report with one
-number, and the cluster keeps instances in that order. Between two reports it counts what it has dispatched itself, so
-that a stale report does not draw a whole burst to one instance.
+A pure state machine like the instance. It knows instances by their reports and by its own ledger of what it decided
+since, so that a stale report does not draw a whole burst to one instance. It never walks all instances at an event: a
+policy ranks a report with one number, and the cluster keeps instances in that order.
+
+    Arrived -> Dispatch, or held until an instance joins, or Refuse
+    Asked   -> Order(Offload) to the best instance that has room, or held until one has
+    Tick    -> what the policy's rebalancer wants: Order, Start, Retire
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import msgspec
 
-from penstock.core.commands import ClusterCommand, Dispatch, Lost, Refuse
-from penstock.core.events import Arrived, ClusterEvent, Ended, Joined, Left, Load, Reported
+from penstock.core.commands import ClusterCommand, Dispatch, Lost, Order, Refuse, Retire, Start
+from penstock.core.events import (
+    Arrived,
+    Asked,
+    ClusterEvent,
+    Drain,
+    Ended,
+    Joined,
+    Left,
+    Load,
+    Moved,
+    NotStarted,
+    Reported,
+    Rerole,
+)
 from penstock.core.job import JobSpec
-from penstock.core.slo import SECOND
+from penstock.core.move import Assigned, Offload, Tick
+from penstock.core.slo import MS, SECOND
 
 Rank = Callable[[Load], float]
+
+#: Jobs that a draining instance is told to move at a time.
+_DRAIN_JOBS = 4
+#: Jobs of those that asked first that are looked at when room has come; one that needs much does not hold up the rest.
+_LOOK_AHEAD = 8
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """Knobs of rebalancing, in tokens for each running job: how many steps until an instance is full (its freeness)."""
+
+    #: Jobs move away from an instance with less than `out_tokens`, to one with more than `in_tokens`: the gap keeps
+    #: them from going back and forth.
+    out_tokens: float = 48.0
+    in_tokens: float = 96.0
+    period_ns: int = 50 * MS
+    #: Parts that can be switched off.
+    dispatch: bool = True
+    migration: bool = True
+    defragmentation: bool = True
+    scaling: bool = False
+    #: The fleet stays between these sizes, and its mean freeness between these bounds.
+    instances_min: int = 1
+    instances_max: int = 16
+    low_tokens: float = 160.0
+    high_tokens: float = 960.0
+    #: How often the size is looked at, and how many looks in a row must agree.
+    scale_ns: int = 10 * SECOND
+    scale_looks: int = 1
+    #: What an instance with urgent jobs is kept at, in tokens.
+    urgent_tokens: int = 1600
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,46 +73,184 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "fcfs"
     #: Jobs that wait, here or on an instance, at most; per instance.
     max_num_queued: int = 1024
+    balance: Balance = Balance()
 
 
 class Member:
     """An instance, as the cluster sees it."""
 
-    __slots__ = ("id", "joined", "load", "rank", "sent")
+    __slots__ = ("draining", "expected", "id", "joined", "load", "ordered", "promised", "role", "sent")
 
-    def __init__(self, instance: int, now: int) -> None:
+    def __init__(self, instance: int, role: str, now: int) -> None:
         self.id = instance
+        self.role = role
         self.joined = now
-        #: Jobs dispatched to it since it joined.
+        self.draining = False
+        #: Jobs dispatched to it since it joined, and the positions of each that its report has not seen.
         self.sent = 0
         self.load = Load()
-        self.rank = 0.0
+        #: Jobs that were told to go on here -> their positions.
+        self.promised: dict[int, int] = {}
+        #: It was told to move jobs and has not reported since.
+        self.ordered = False
+        #: The latest report, plus what is under way.
+        self.expected = self.load
 
     @property
-    def under_way(self) -> int:
-        """Jobs dispatched that the latest report has not seen."""
-        return self.sent - self.load.seen
+    def takes_new(self) -> bool:
+        return not self.draining and self.role != "decode"
 
     @property
-    def expected(self) -> Load:
-        """The latest report, plus what is under way to it."""
-        if self.sent == self.load.seen:
-            return self.load
-        return msgspec.structs.replace(self.load, waiting=self.load.waiting + self.under_way)
+    def takes_over(self) -> bool:
+        return not self.draining and self.role != "prefill"
+
+    def reckon(self) -> None:
+        """Work out what to expect."""
+        load, under_way = self.load, max(0, self.sent - self.load.seen)
+        if not under_way and not self.promised:
+            self.expected = load
+            return
+        pages = sum(-(-tokens // load.page_tokens) for tokens in self.promised.values())
+        self.expected = msgspec.structs.replace(
+            load,
+            seen=self.sent,
+            waiting=load.waiting + under_way,
+            arriving=load.arriving + len(self.promised),
+            pages_free=load.pages_free - pages,
+        )
+
+
+class Sums:
+    """Loads of several members, added up."""
+
+    __slots__ = ("capacity_tokens", "free_tokens", "jobs", "members", "waiting_tokens")
+
+    def __init__(self) -> None:
+        self.members = self.jobs = self.free_tokens = self.waiting_tokens = self.capacity_tokens = 0
+
+    def add(self, load: Load, sign: int = 1) -> None:
+        """Add a member's load, or take it away."""
+        self.members += sign
+        self.jobs += sign * (load.running + load.waiting)
+        self.free_tokens += sign * load.pages_free * load.page_tokens
+        self.capacity_tokens += sign * load.pages * load.page_tokens
+        self.waiting_tokens += sign * load.waiting_tokens
+
+    def merge(self, other: "Sums") -> None:
+        for name in Sums.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def freeness(self) -> float:
+        """Free tokens for each job, less what waits."""
+        return (self.free_tokens - self.waiting_tokens) / max(1, self.jobs)
+
+
+class Ranking:
+    """Members in order of a rank, least first; ties by number."""
+
+    def __init__(self, rank: Rank, takes: Callable[[Member], bool]) -> None:
+        self._rank = rank
+        self._takes = takes
+        self._order: list[tuple[float, int]] = []
+        self._ranks: dict[int, float] = {}
+
+    def update(self, member: Member) -> None:
+        """The member is new, or has changed."""
+        old = self._ranks.get(member.id)
+        new = self._rank(member.expected) if self._takes(member) else None
+        if old == new:
+            return
+        self.remove(member.id)
+        if new is not None:
+            self._ranks[member.id] = new
+            insort(self._order, (new, member.id))
+
+    def remove(self, instance: int) -> None:
+        old = self._ranks.pop(instance, None)
+        if old is not None:
+            del self._order[bisect_left(self._order, (old, instance))]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[tuple[float, int]]:
+        return iter(self._order)
+
+    def __reversed__(self) -> Iterator[tuple[float, int]]:
+        return reversed(self._order)
+
+    def of(self, instance: int) -> float | None:
+        """The rank of an instance, if it is among these."""
+        return self._ranks.get(instance)
+
+
+class Rebalancer(Protocol):
+    """A policy for what is already placed. Its state is core state: driven by events and time alone."""
+
+    def rank(self, load: Load) -> float:
+        """Orders instances, those that should give away first."""
+
+    def __call__(self, cluster: "Cluster", now: int) -> list[ClusterCommand]:
+        """Called each `Balance.period_ns` while instances are up."""
+
+
+class Chooser(Protocol):
+    """A policy that looks at the job, not at loads alone."""
+
+    def __call__(self, spec: JobSpec, cluster: "Cluster") -> int | None:
+        """The instance for a new job, one of `cluster.entries`; None: the least of those."""
+
+    def left(self, instance: int) -> None:
+        """The instance is gone."""
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """The answers of a policy row that concern the cluster."""
+
+    #: For new jobs, for urgent ones (None: the same), and for jobs that go on after their prompt; least first.
+    place: Rank
+    place_urgent: Rank | None = None
+    onward: Rank | None = None
+    choose: Chooser | None = None
+    rebalance: Rebalancer | None = None
 
 
 class Cluster:
-    """See the module's docstring."""
+    """See the module's docstring. Public attributes are for policies to read."""
 
-    def __init__(self, config: ClusterConfig, rank: Rank) -> None:
+    def __init__(self, config: ClusterConfig, placement: Placement) -> None:
         self.config = config
-        self._rank = rank
         self.members: dict[int, Member] = {}
-        #: (rank, instance), least first.
-        self._order: list[tuple[float, int]] = []
+        self._choose = placement.choose
+        self._rebalance = placement.rebalance
+        #: Members that take new jobs, the next one first; the same for urgent jobs, and for jobs after their prompt.
+        self.entries = Ranking(placement.place, _takes_new)
+        self.urgent = (
+            Ranking(placement.place_urgent, _takes_new) if placement.place_urgent is not None else self.entries
+        )
+        self.onward = Ranking(placement.onward or placement.place, _takes_over)
+        self._rankings = [self.entries, self.onward]
+        if self.urgent is not self.entries:
+            self._rankings.append(self.urgent)
+        #: Members by how much they should give away, first those that should; empty without a rebalancer.
+        self.pressed = Ranking(_nought, _takes_all)
+        if self._rebalance is not None:
+            self.pressed = Ranking(self._rebalance.rank, _takes_all)
+            self._rankings.append(self.pressed)
+        #: What is expected of all members of a role that do not drain, together.
+        self.sums: dict[str, Sums] = {}
+        #: Instances that were told to start and have not joined.
+        self.starting = 0
         #: The ledger: job -> instance (None: held here until an instance joins).
         self.ledger: dict[int, int | None] = {}
         self._held: dict[int, JobSpec] = {}
+        #: Jobs that were told to go on elsewhere -> where.
+        self._promises: dict[int, Member] = {}
+        #: Jobs that want to go on elsewhere and found no room, in order.
+        self._asks: dict[int, Asked] = {}
+        #: When to rebalance next; None: never.
+        self.due: int | None = None
 
     def handle(self, event: ClusterEvent, now: int) -> list[ClusterCommand]:
         """The one way in. Returns what is to be done, in order."""
@@ -71,34 +258,50 @@ class Cluster:
             case Arrived():
                 return self._place(event.spec, now)
             case Ended():
-                self.ledger.pop(event.job, None)
-                self._held.pop(event.job, None)
+                self._on_ended(event)
             case Reported():
-                member = self.members.get(event.instance)
-                if member is not None:
-                    member.load = event.load
-                    self._rerank(member)
+                return self._on_reported(event)
+            case Asked():
+                return self._on_asked(event)
+            case Moved():
+                self._on_moved(event)
             case Joined():
                 return self._on_joined(event, now)
             case Left():
                 return self._on_left(event)
+            case Rerole(instance, role):
+                return self.assign(instance, role)
+            case Drain(instance):
+                return self.drain(instance)
+            case NotStarted():
+                self.starting = max(0, self.starting - 1)
+            case Tick():
+                return self._on_tick(now)
         return []
 
+    # -- new jobs ----------------------------------------------------------------------------------------------
+
     def _place(self, spec: JobSpec, now: int) -> list[ClusterCommand]:
-        if not self._order:
+        # Roles and draining are wishes: where nobody else is up, who is up takes the job.
+        member = self._best(spec) or next(iter(self.members.values()), None)
+        if member is None:
             if len(self._held) >= self.config.max_num_queued:
                 return [Refuse(spec.id, "no instance is up and the queue is full", SECOND)]
             self._held[spec.id] = spec
             self.ledger[spec.id] = None
             return []
-        member = self.members[self._order[0][1]]
-        load = member.expected
-        if load.waiting >= self.config.max_num_queued:
+        if member.expected.waiting >= self.config.max_num_queued:
             return [Refuse(spec.id, "queue full", self._retry_ns(member, now))]
         member.sent += 1
         self.ledger[spec.id] = member.id
-        self._rerank(member)
+        self._update(member)
         return [Dispatch(spec, member.id)]
+
+    def _best(self, spec: JobSpec) -> Member | None:
+        if self._choose is not None and (chosen := self._choose(spec, self)) is not None:
+            return self.members[chosen]
+        ranking = self.urgent if spec.priority < 0 else self.entries
+        return next((self.members[instance] for _, instance in ranking), None)
 
     def _retry_ns(self, member: Member, now: int) -> int:
         """When a tenth of the queue should be gone, at the rate at which jobs have ended so far; 1 s to 60 s."""
@@ -106,27 +309,175 @@ class Cluster:
         gone = (now - member.joined) * member.load.waiting // (10 * ended)
         return min(max(gone, SECOND), 60 * SECOND)
 
+    # -- jobs that go on ---------------------------------------------------------------------------------------
+
+    def _on_asked(self, event: Asked) -> list[ClusterCommand]:
+        if event.instance not in self.members:
+            return []
+        self._forget_promise(event.job)
+        self._asks[event.job] = event
+        return self._answer()
+
+    def _answer(self) -> list[ClusterCommand]:
+        """Send on those that asked, in order, as far as there is room."""
+        out: list[ClusterCommand] = []
+        for asked in list(self._asks.values())[:_LOOK_AHEAD]:
+            to = self._roomy(asked)
+            if to is None:
+                continue
+            del self._asks[asked.job]
+            if to.id != asked.instance:
+                to.promised[asked.job] = asked.known
+                self._promises[asked.job] = to
+                self._update(to)
+            out.append(Order(asked.instance, Offload(to.id, asked.job, why="hand-off")))
+        return out
+
+    def _roomy(self, asked: Asked) -> Member | None:
+        """The best instance with room for the job. Where no instance takes such jobs it goes on where it is."""
+        if not self.onward:
+            return self.members.get(asked.instance)
+        for _, instance in self.onward:
+            member = self.members[instance]
+            load = member.expected
+            # An instance that has not reported yet has all its pages free.
+            if not load.pages or load.pages_free * load.page_tokens > asked.known:
+                return member
+            break
+        return None
+
+    def _on_moved(self, event: Moved) -> None:
+        self._forget_promise(event.job)
+        if event.job in self.ledger:
+            self.ledger[event.job] = event.instance
+        member = self.members.get(event.instance)
+        if member is not None:
+            # Its next report has seen the job come.
+            member.sent += 1
+            self._update(member)
+
+    def _forget_promise(self, job: int) -> None:
+        member = self._promises.pop(job, None)
+        if member is not None and member.promised.pop(job, None) is not None and member.id in self.members:
+            self._update(member)
+
+    def _on_ended(self, event: Ended) -> None:
+        self.ledger.pop(event.job, None)
+        self._held.pop(event.job, None)
+        self._asks.pop(event.job, None)
+        self._forget_promise(event.job)
+
+    # -- instances ---------------------------------------------------------------------------------------------
+
+    def _on_reported(self, event: Reported) -> list[ClusterCommand]:
+        member = self.members.get(event.instance)
+        if member is None:
+            return []
+        member.load, member.ordered = event.load, False
+        self._update(member)
+        out = self._answer() if self._asks else []
+        if member.draining:
+            out += self._empty(member)
+        return out
+
     def _on_joined(self, event: Joined, now: int) -> list[ClusterCommand]:
-        member = self.members[event.instance] = Member(event.instance, now)
-        insort(self._order, (member.rank, member.id))
-        self._rerank(member)
+        member = self.members[event.instance] = Member(event.instance, event.role, now)
+        self._count(member, 1)
+        self._update(member)
+        self.starting = max(0, self.starting - 1)
+        if self._rebalance is not None and self.due is None:
+            self.due = now + self.config.balance.period_ns
         held, self._held = self._held, {}
-        return [command for spec in held.values() for command in self._place(spec, now)]
+        return [command for spec in held.values() for command in self._place(spec, now)] + self._answer()
 
     def _on_left(self, event: Left) -> list[ClusterCommand]:
         member = self.members.pop(event.instance, None)
         if member is None:
             return []
-        self._order.remove((member.rank, member.id))
+        self._count(member, -1)
+        self._promises = {job: to for job, to in self._promises.items() if to is not member}
+        for ranking in self._rankings:
+            ranking.remove(member.id)
+        if self._choose is not None:
+            self._choose.left(member.id)
+        for job in [job for job, asked in self._asks.items() if asked.instance == member.id]:
+            del self._asks[job]
         lost = [job for job, instance in self.ledger.items() if instance == event.instance]
         for job in lost:
             del self.ledger[job]
-        return [Lost(job, event.instance) for job in lost]
+        return [*(Lost(job, event.instance) for job in lost), *self._answer()]
 
-    def _rerank(self, member: Member) -> None:
-        rank = self._rank(member.expected)
-        if rank == member.rank:
-            return
-        del self._order[bisect_left(self._order, (member.rank, member.id))]
-        member.rank = rank
-        insort(self._order, (member.rank, member.id))
+    def assign(self, instance: int, role: str) -> list[ClusterCommand]:
+        """Give an instance another role."""
+        member = self.members.get(instance)
+        if member is None or member.role == role:
+            return []
+        self._count(member, -1)
+        member.role = role
+        self._count(member, 1)
+        self._update(member)
+        return [Order(instance, Assigned(role)), *self._answer()]
+
+    def drain(self, instance: int) -> list[ClusterCommand]:
+        """Nothing new goes there, and what is there moves away as others have room."""
+        member = self.members.get(instance)
+        if member is None or member.draining:
+            return []
+        self._count(member, -1)
+        member.draining = True
+        self._update(member)
+        return self._empty(member)
+
+    def _empty(self, member: Member) -> list[ClusterCommand]:
+        """Tell a draining instance to move some of its jobs to the best other one; one that is empty may end."""
+        load = member.expected
+        if not load.waiting + load.running + load.arriving + load.leaving:
+            return [Retire(member.id)]
+        to = next((instance for _, instance in self.onward if instance != member.id), None)
+        return [] if to is None else [Order(member.id, Offload(to, None, _DRAIN_JOBS, "drain"))]
+
+    def _on_tick(self, now: int) -> list[ClusterCommand]:
+        out: list[ClusterCommand] = []
+        if self._rebalance is not None:
+            self.due = now + self.config.balance.period_ns if self.members else None
+            if self.members:
+                out += self._rebalance(self, now)
+        self.starting += sum(isinstance(command, Start) for command in out)
+        return out
+
+    # -- accounts ----------------------------------------------------------------------------------------------
+
+    def _update(self, member: Member) -> None:
+        self._count(member, -1)
+        member.reckon()
+        self._count(member, 1)
+        for ranking in self._rankings:
+            ranking.update(member)
+
+    def _count(self, member: Member, sign: int) -> None:
+        if not member.draining:
+            self.sums.setdefault(member.role, Sums()).add(member.expected, sign)
+
+    @property
+    def total(self) -> "Sums":
+        """The sums over all roles."""
+        total = Sums()
+        for part in self.sums.values():
+            total.merge(part)
+        return total
+
+
+def _takes_new(member: Member) -> bool:
+    return member.takes_new
+
+
+def _takes_over(member: Member) -> bool:
+    return member.takes_over
+
+
+def _takes_all(member: Member) -> bool:
+    return True
+
+
+def _nought(load: Load) -> float:
+    return 0.0

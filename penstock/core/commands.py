@@ -8,7 +8,7 @@ import msgspec
 
 from penstock.core.events import Load
 from penstock.core.job import JobSpec
-from penstock.core.move import Adopt, Discard, MoveCommand, Receive
+from penstock.core.move import Adopt, Assigned, Discard, MoveCommand, Offload, Receive
 from penstock.core.step import StepPlan
 
 
@@ -88,4 +88,23 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
     instance: int
 
 
-ClusterCommand = Dispatch | Refuse | Lost
+class Order(msgspec.Struct, frozen=True, array_like=True, tag="order"):
+    """Bring the event to an instance."""
+
+    instance: int
+    event: Offload | Assigned
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
+    """Start another instance."""
+
+    role: str = ""
+
+
+class Retire(msgspec.Struct, frozen=True, array_like=True, tag="retire"):
+    """End an instance, which has drained."""
+
+    instance: int
+
+
+ClusterCommand = Dispatch | Refuse | Lost | Order | Start | Retire

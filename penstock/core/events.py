@@ -3,7 +3,7 @@
 import msgspec
 
 from penstock.core.job import JobSpec
-from penstock.core.move import MoveEvent
+from penstock.core.move import MoveEvent, Tick
 
 
 class Submitted(msgspec.Struct, frozen=True, array_like=True, tag="submitted"):
@@ -93,6 +93,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     #: Jobs that arrive from other instances, and that leave for them.
     arriving: int = 0
     leaving: int = 0
+    page_tokens: int = 1
 
 
 class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):
@@ -102,10 +103,28 @@ class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):
     load: Load
 
 
-class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
-    """An instance is ready for work."""
+class Asked(msgspec.Struct, frozen=True, array_like=True, tag="asked"):
+    """A job's part on an instance ends: where is it to go on? It has `known` positions, and at most `total`."""
 
     instance: int
+    job: int
+    epoch: int
+    known: int
+    total: int
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True, tag="moved"):
+    """A home has handed the job on to an instance."""
+
+    job: int
+    instance: int
+
+
+class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
+    """An instance is ready for work. For `role` see `move.Assigned`."""
+
+    instance: int
+    role: str = ""
 
 
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
@@ -114,4 +133,21 @@ class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):
     instance: int
 
 
-ClusterEvent = Arrived | Ended | Reported | Joined | Left
+class Rerole(msgspec.Struct, frozen=True, array_like=True, tag="rerole"):
+    """An operator gives an instance another role."""
+
+    instance: int
+    role: str
+
+
+class Drain(msgspec.Struct, frozen=True, array_like=True, tag="drain"):
+    """An operator wants an instance empty, and then ended."""
+
+    instance: int
+
+
+class NotStarted(msgspec.Struct, frozen=True, array_like=True, tag="not_started"):
+    """An instance that was to start will not."""
+
+
+ClusterEvent = Arrived | Ended | Reported | Asked | Moved | Joined | Left | Rerole | Drain | NotStarted | Tick

@@ -555,7 +555,7 @@ class Instance:
         """Jobs that came, started or went are reported at once, pages by and by."""
         free = self.pages.available
         counts, moves = self.counts, self.moves
-        under_way = len(moves.incoming) << 16 | len(moves.outgoing)
+        under_way = len(moves.incoming) << 16 | len(moves.outgoing) + len(moves.releasing)
         jobs = (
             counts["seen"], len(self.waiting.jobs), len(self.running), len(self.jobs), self.preemptions, under_way,
         )  # fmt: skip
@@ -584,5 +584,6 @@ class Instance:
             waiting.jobs[0].queued if waiting.jobs else 0,
             sum(job.spec.priority < 0 for job in self.running.values()) if self._urgent else 0,
             len(moves.incoming),
-            len(moves.outgoing),
+            len(moves.outgoing) + len(moves.releasing),
+            pages.page_tokens,
         )
