@@ -5,6 +5,7 @@ import queue
 import random
 import signal
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from peers import HEADS, PAGES, Process, Ranks, Spec
 from penstock.engine.transport.base import Address, Limits
 from penstock.engine.transport.zmq import Fetch
 
-TRANSPORTS = ["zmq"]
+TRANSPORTS = ["zmq", pytest.param("nixl", marks=pytest.mark.skipif(find_spec("nixl") is None, reason="needs NIXL"))]
 #: A page is 3 layers x 4 tokens x 14 x 4 bytes x heads: chunks of a page or two, and a quick end of what hangs.
 SMALL = Limits(chunk_bytes=6000, timeout_s=1.0)
 

@@ -17,13 +17,16 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 import penstock
 from penstock.engine.transport.layout import Layout, Part, parts
 from penstock.engine.transport.store import Bytes, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Called once, in the transport's thread, with "" or an error text. It must neither wait nor raise.
 Done = Callable[[str], None]
@@ -73,7 +76,7 @@ class Arrival(msgspec.Struct, frozen=True):
     """A chunk's bytes, or why they will not come. The bytes are good until the next arrival is asked for."""
 
     number: int
-    data: Bytes | None
+    data: "Bytes | Tensor | None"
     error: str = ""
 
 
@@ -157,7 +160,7 @@ class Transport:
         return msgspec.msgpack.encode(Address(penstock.__version__, self.name, self._store.layout, self._wire.where))
 
     def connect(self, peer: int, addresses: Sequence[bytes]) -> None:
-        """The peer, whose ranks have these addresses, can be pulled from. One that was known is forgotten first.
+        """The peer, whose ranks have these addresses, can be pulled from. If it had others, it is forgotten first.
         Raises ValueError, saying why, if it is of another version, transport or layout."""
         known = [read(address, self.name) for address in addresses]
         found = Peer(known, parts(self._store.layout, [address.layout for address in known]))
@@ -217,6 +220,9 @@ class Transport:
             self._over = "the transport is closed"
 
     def _open(self, peer: int, found: Peer) -> None:
+        known = self._peers.get(peer)
+        if known is not None and known.addresses == found.addresses and not known.error:
+            return
         self._shut(peer, "the peer has started anew")
         self._peers[peer] = found
         try:

@@ -17,15 +17,34 @@ def start_transport(
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Transport:
-    """The named transport; `auto` is NIXL where it works, else zmq. `at` and `curve` are those of `ZmqWire`. Says which
-    it is and why. Raises ValueError, saying what to change, or OSError, if it cannot be had."""
+    """The named transport; `auto` is the faster of those that work and are safe here. `at` and `curve` are those of
+    `ZmqWire`; for NIXL, ipc:// says that all peers are on this host. Says which it is and why. Raises ValueError,
+    saying what to change, or OSError, if it cannot be had."""
     limits = limits or Limits()
     wire, why = _choose(name, store, at, curve, limits)
-    say(f"KV transport {wire.capability} ({why})")
+    say(f"KV pages travel by {wire.capability} ({why})")
     return Transport(wire, store, limits)
 
 
 def _choose(name: str, store: Store, at: str, curve: Curve | None, limits: Limits) -> tuple[Wire, str]:
-    if name in ("auto", "zmq"):
+    one_host = at.startswith("ipc://")
+    if name == "zmq":
         return ZmqWire(store, at, curve), "as asked for"
-    raise ValueError(f"KV transport {name!r}: choose {', '.join(TRANSPORTS)}")
+    if name == "nixl":
+        return _nixl(store, limits, one_host), "as asked for"
+    if name != "auto":
+        raise ValueError(f"KV transport {name!r}: choose {', '.join(TRANSPORTS)}")
+    if not store.layout.pages:
+        return ZmqWire(store, at, curve), "there are no pages"
+    if not one_host:
+        return ZmqWire(store, at, curve), "NIXL neither encrypts nor authenticates between hosts"
+    try:
+        return _nixl(store, limits, one_host), "installed, and the faster one"
+    except ValueError as error:
+        return ZmqWire(store, at, curve), str(error)
+
+
+def _nixl(store: Store, limits: Limits, one_host: bool) -> Wire:
+    from penstock.engine.transport.nixl import NixlWire
+
+    return NixlWire(store, limits, one_host)

@@ -6,27 +6,48 @@ them, and never with torch on a CPU, whose OpenMP pool of a second thread slows 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.engine.transport.layout import Layout
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
+
+
+class Region(NamedTuple):
+    """Where the tensors of heads `start` to `end` are."""
+
+    start: int
+    end: int
+    keys_address: int
+    values_address: int
 
 
 class Store(Protocol):
     """Heads are the model's own numbers, from `layout.start` to `layout.end`. One thread calls it."""
 
     layout: Layout
+    #: The GPU that has the tensors; None: they are in host memory.
+    device: int | None
 
     def gather(self, pages: Sequence[int], start: int, end: int) -> Bytes:
         """A chunk of these pages' heads [start, end); the memory is the caller's."""
 
-    def scatter(self, pages: Sequence[int], start: int, end: int, chunk: Bytes) -> None:
-        """Write a chunk to these pages. On return the bytes are there for any step that starts later."""
+    def scatter(self, pages: Sequence[int], start: int, end: int, chunk: "Bytes | Tensor") -> None:
+        """Write a chunk, in host memory or as from `landing`, to these pages. On return the bytes are there for any
+        step that starts later."""
+
+    def regions(self) -> list[Region]:
+        """The tensors, for one-sided reads."""
+
+    def landing(self, size: int) -> "tuple[Bytes | Tensor, int]":
+        """Memory for a chunk of so many bytes beside the tensors, and its address."""
 
 
 class Piece(NamedTuple):
@@ -44,6 +65,8 @@ class Piece(NamedTuple):
 class HostStore:
     """KV in host memory, in pieces that follow one another in the order of the heads."""
 
+    device: int | None = None
+
     def __init__(self, layout: Layout, pieces: Sequence[Piece]) -> None:
         self.layout = layout
         self.pieces = pieces
@@ -55,10 +78,18 @@ class HostStore:
                 part[:, i, there] = tensor[:, page, here]
         return chunk
 
-    def scatter(self, pages: Sequence[int], start: int, end: int, chunk: Bytes) -> None:
+    def scatter(self, pages: Sequence[int], start: int, end: int, chunk: "Bytes | Tensor") -> None:
+        assert isinstance(chunk, np.ndarray)
         for tensor, here, part, there in self._meet(chunk, len(pages), start, end):
             for i, page in enumerate(pages):
                 tensor[:, page, here] = part[:, i, there]
+
+    def regions(self) -> list[Region]:
+        return [Region(p.start, p.end, p.keys.ctypes.data, p.values.ctypes.data) for p in self.pieces]
+
+    def landing(self, size: int) -> tuple[Bytes, int]:
+        memory = np.empty(size, np.uint8)
+        return memory, memory.ctypes.data
 
     def _meet(self, chunk: Bytes, pages: int, start: int, end: int) -> Iterator[tuple[Array, slice, Array, slice]]:
         """For each tensor that a chunk of heads [start, end) concerns: it and its heads, the chunk's half and its."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from penstock.engine.backend import Kv
 from penstock.engine.transport.layout import Layout
-from penstock.engine.transport.store import Bytes, HostStore, Piece, Store, no_store
+from penstock.engine.transport.store import Bytes, HostStore, Piece, Region, Store, no_store
 
 
 def store_of(kvs: Sequence[Kv], kv_heads: int | None = None, start: int = 0) -> Store:
@@ -56,8 +56,8 @@ class CudaStore:
         self.layout = layout
         self.keys = keys
         self.values = values
-        self._device = keys.device
-        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self.device: int | None = keys.device.index
+        self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._pinned = torch.empty(0, dtype=torch.uint8)
 
     def gather(self, pages: Sequence[int], start: int, end: int) -> Bytes:
@@ -73,21 +73,31 @@ class CudaStore:
             self._stream.synchronize()
         return host.numpy().copy()
 
-    def scatter(self, pages: Sequence[int], start: int, end: int, chunk: Bytes) -> None:
-        host = self._host(len(chunk))
-        np.copyto(host.numpy(), chunk)
+    def scatter(self, pages: Sequence[int], start: int, end: int, chunk: Bytes | Tensor) -> None:
         first, last = start - self.layout.start, end - self.layout.start
         shape = (self.layout.layers, len(pages), end - start, self.layout.page_tokens)
         middle = len(chunk) * self.layout.key_dim // (self.layout.key_dim + self.layout.value_dim)
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             chosen = self._index(pages)
-            came = host.to(self._device, non_blocking=True)
+            came = chunk if isinstance(chunk, Tensor) else self._upload(chunk)
             for tensor, data in ((self.keys, came[:middle]), (self.values, came[middle:])):
                 tensor[:, :, first:last].index_copy_(1, chosen, data.view(tensor.dtype).view(*shape, tensor.shape[4]))
             self._stream.synchronize()
 
+    def regions(self) -> list[Region]:
+        return [Region(self.layout.start, self.layout.end, self.keys.data_ptr(), self.values.data_ptr())]
+
+    def landing(self, size: int) -> tuple[Tensor, int]:
+        memory = torch.empty(size, dtype=torch.uint8, device=self.keys.device)
+        return memory, memory.data_ptr()
+
+    def _upload(self, chunk: Bytes) -> Tensor:
+        host = self._host(len(chunk))
+        np.copyto(host.numpy(), chunk)
+        return host.to(self.keys.device, non_blocking=True)
+
     def _index(self, pages: Sequence[int]) -> Tensor:
-        return torch.tensor(pages, dtype=torch.int64).to(self._device)
+        return torch.tensor(pages, dtype=torch.int64).to(self.keys.device)
 
     def _host(self, size: int) -> Tensor:
         """Pinned memory of so many bytes, the same again and again: a chunk is through before the next begins."""
