@@ -14,14 +14,13 @@ from penstock.engine.null import NullOptions
 class Meeting:
     """Where workers connect to over tcp, and what they say of themselves."""
 
-    def __init__(self, context: zmq.asyncio.Context) -> None:
+    def __init__(self, context: zmq.asyncio.Context, host: str = "127.0.0.1") -> None:
         self._socket = context.socket(zmq.ROUTER)
-        self._port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        self._address = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
 
     def config(self, instance: int) -> bytes:
         """For a worker without a model, which connects here."""
-        address = f"tcp://127.0.0.1:{self._port}"
-        return msgspec.json.encode(WorkerConfig(engine=NullOptions(), address=address, instance=instance))
+        return msgspec.json.encode(WorkerConfig(engine=NullOptions(), address=self._address, instance=instance))
 
     async def hellos(self, count: int) -> dict[int, m.Hello]:
         """Waits for so many; by instance."""
