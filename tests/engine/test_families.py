@@ -1,5 +1,7 @@
-"""Every supported family gives exactly transformers' own greedy tokens, however its work is cut and its pages lie."""
+"""Every supported family gives exactly transformers' own greedy tokens, however its work is cut and its pages lie; so
+do two ranks that share the model, where they can."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ COUNT = 12
 class Case:
     """One family: its engine, prompts, and what transformers makes of them."""
 
-    def __init__(self, family: str, folder: Path, changes: dict[str, Any] | None = None) -> None:
+    def __init__(self, family: str, folder: Path, changes: dict[str, Any] | None = None, ranks: int = 1) -> None:
         tiny.build(family, folder, **(changes or {}))
-        self.engine = tiny.engine(folder)
+        self.engine = tiny.engine(folder, tensor_parallel_size=ranks)
         self.driver = tiny.Driver(self.engine)
         self.prompts = tiny.prompts(LENGTHS)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
@@ -41,9 +43,15 @@ class Case:
         assert [outputs[job] for job in range(len(self.prompts))] == self.expected
 
 
-@pytest.fixture(scope="module", params=sorted(tiny.FAMILIES))
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return Case(request.param, tmp_path_factory.mktemp(request.param))
+CASES = [(family, ranks) for family in sorted(tiny.FAMILIES) for ranks in (1, 2) if ranks == 1 or family in tiny.CUT]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    family, ranks = request.param
+    case = Case(family, tmp_path_factory.mktemp(family), ranks=ranks)
+    yield case
+    tiny.close(case.engine)
 
 
 @pytest.fixture
@@ -86,10 +94,10 @@ def test_jobs_that_come_and_go(case: Case) -> None:
 
 def test_shuffled_pages(case: Case) -> None:
     """The same answers from pages in any order, full of what earlier jobs left, NaN even."""
-    kv, pool = case.engine._kv, case.engine._pool
-    kv.keys.fill_(float("nan"))
-    kv.values.fill_(float("nan"))
-    np.random.default_rng(1).shuffle(pool.free)
+    for kv in case.engine.kv:
+        kv.keys.fill_(float("nan"))
+        kv.values.fill_(float("nan"))
+    np.random.default_rng(1).shuffle(case.engine._pool.free)
     case.add_all()
     case.check(chunk=6)
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from penstock.core.step import Slice, StepPlan
 from penstock.engine.base import Engine, Output
 from penstock.engine.options import EngineOptions
+from penstock.engine.parallel.team import Team
 from penstock.engine.params import Sampling
 from penstock.engine.runner import TransformersEngine
 from penstock.engine.start import start_engine
@@ -32,6 +33,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Phi3": _GATED | {"sliding_window": None},
     "GPTNeoX": _COMMON | {"intermediate_size": 96, "rotary_pct": 0.5},
 }
+
+
+#: Those that ranks can share.
+CUT = ("GPTNeoX", "Llama", "Mistral", "Qwen2", "Qwen3")
 
 
 def build(family: str, folder: Path, spread: float = 5.0, **changes: Any) -> Path:
@@ -63,6 +68,12 @@ def build_bytes(folder: Path) -> Path:
 def engine(folder: Path, **changes: Any) -> TransformersEngine:
     options: dict[str, Any] = {"backend": "plain", "pages": 64, "page_tokens": 4, "block_tokens": 8, "threads": 1}
     return start_engine(EngineOptions(model=str(folder), **(options | changes)))
+
+
+def close(engine: TransformersEngine) -> None:
+    """End the other ranks, if it has any."""
+    if isinstance(engine._backend, Team):
+        engine._backend.close()
 
 
 def greedy(count: int, **changes: Any) -> Sampling:

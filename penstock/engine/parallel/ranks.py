@@ -67,6 +67,10 @@ class Ranks:
         if self._guarding:
             _end_with(rank, process.returncode)
 
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
     def guard(self) -> None:
         """From now on a rank that ends takes this process with it: no step could run any more."""
         self._guarding = True
