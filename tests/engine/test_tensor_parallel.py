@@ -3,7 +3,9 @@
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from penstock.engine import load
+from penstock.engine.backend import ATTENTION, Kv
 from penstock.engine.batch import Piece, build
+from penstock.engine.cpu.backend import Cpu
+from penstock.engine.cpu.layers import FusedLayer
 from penstock.engine.load import Unsupported
 from penstock.engine.options import EngineOptions
+from penstock.engine.parallel.layers import Gathered, Reduced
 from penstock.engine.parallel.messages import Forward, forward_of, step_of
 from penstock.engine.parallel.plan import check_size, cuts
-from penstock.engine.parallel.shard import Gathered, Reduced, shard, skeleton, stream
+from penstock.engine.parallel.shard import shard, skeleton, stream
 from penstock.engine.parallel.weights import Weights
 from penstock.engine.probe import reference
 
@@ -44,11 +50,11 @@ class OneOf:
         return x
 
 
-def share(folder: Path, rank: int, size: int) -> torch.nn.Module:
-    options = EngineOptions(model=str(folder))
+def share(folder: Path, place: OneOf, dtype: str = "auto") -> torch.nn.Module:
+    options = EngineOptions(model=str(folder), dtype=dtype)
     config = load.load_config(folder)
     model = skeleton(folder, config, options)
-    shard(model, Weights(folder, config, options), OneOf(rank, size), torch.device("cpu"))  # type: ignore[arg-type]
+    shard(model, Weights(folder, config, options), place, torch.device("cpu"))  # type: ignore[arg-type]
     return model
 
 
@@ -58,7 +64,7 @@ def share(folder: Path, rank: int, size: int) -> torch.nn.Module:
 def test_shares_make_up_the_model(folder: Path) -> None:
     """Each rank has half of every matrix that is cut, and all of the rest."""
     whole = AutoModelForCausalLM.from_pretrained(folder)
-    first, second = (dict(share(folder, rank, 2).named_parameters()) for rank in range(2))
+    first, second = (dict(share(folder, OneOf(rank, 2)).named_parameters()) for rank in range(2))
     dims = {"colwise": 0, "rowwise": 1}
     cut = {f"{name}.weight": dims[how] for name, how in cuts(whole).items()} | {"lm_head.weight": 0}
     assert len(cut) == 2 * 7 + 1
@@ -75,21 +81,21 @@ def test_a_bias_is_added_once(tmp_path: Path) -> None:
     """GPT-NeoX has biases after its sums."""
     tiny.build("GPTNeoX", tmp_path)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path)
-    biases = [share(tmp_path, rank, 2).gpt_neox.layers[0].attention.dense.linear.bias for rank in range(2)]
+    biases = [share(tmp_path, OneOf(rank, 2)).gpt_neox.layers[0].attention.dense.linear.bias for rank in range(2)]
     with torch.no_grad():
         assert torch.equal(biases[0] + biases[1], whole.gpt_neox.layers[0].attention.dense.bias)
 
 
 def test_an_output_layer_that_is_the_embedding(tmp_path: Path) -> None:
     tiny.build("Qwen2", tmp_path, tie_word_embeddings=True)
-    model = share(tmp_path, 1, 2)
+    model = share(tmp_path, OneOf(1, 2))
     assert isinstance(model.lm_head, Gathered)
     assert torch.equal(model.lm_head.linear.weight, model.model.embed_tokens.weight[tiny.VOCAB // 2 :])
 
 
 def test_a_vocabulary_that_does_not_divide_stays_whole(tmp_path: Path) -> None:
     tiny.build("Llama", tmp_path, vocab_size=97)
-    model = share(tmp_path, 1, 2)
+    model = share(tmp_path, OneOf(1, 2))
     assert model.lm_head.weight.shape == (97, 64)
     assert isinstance(model.model.layers[0].mlp.down_proj, Reduced)
 
@@ -112,7 +118,7 @@ def test_several_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     whole.save_pretrained(tmp_path, max_shard_size="30KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    assert torch.equal(share(tmp_path, 1, 2).model.norm.weight, whole.model.norm.weight)
+    assert torch.equal(share(tmp_path, OneOf(1, 2)).model.norm.weight, whole.model.norm.weight)
 
 
 def test_a_step_as_a_message() -> None:
@@ -123,6 +129,66 @@ def test_a_step_as_a_message() -> None:
     for name in ("ids", "positions", "slots", "query_start", "contexts", "tables", "emit"):
         was, came = getattr(step, name), getattr(sent, name)
         assert (was.dtype, was.tolist()) == (came.dtype, came.tolist())
+
+
+class Thread(OneOf):
+    """A rank that is a thread of this process. One runs at a time, as the kernels want it: they give way where ranks
+    meet."""
+
+    turn = threading.Lock()
+
+    def __init__(self, rank: int, size: int, parts: list[torch.Tensor], barrier: threading.Barrier) -> None:
+        super().__init__(rank, size)
+        self.parts, self.barrier = parts, barrier
+
+    def _all(self, x: torch.Tensor) -> list[torch.Tensor]:
+        self.parts[self.rank] = x.clone()
+        self._meet()
+        parts = list(self.parts)
+        self._meet()
+        return parts
+
+    def _meet(self) -> None:
+        self.turn.release()
+        self.barrier.wait(60)
+        self.turn.acquire()
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        return x.copy_(torch.stack(self._all(x)).sum(0))
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._all(x), -1)
+
+
+@pytest.mark.parametrize("family", tiny.CUT)
+def test_packed_layers_of_two_ranks(family: str, tmp_path: Path) -> None:
+    """As fused and packed as those of one rank, and with the same logits."""
+    tiny.build(family, tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    exact = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    (prompt,) = tiny.prompts([23])
+    step = build([Piece(np.array(prompt), 0, 0, (22,))], np.array([[1, 2]], np.int32), 16)
+    barrier, parts = threading.Barrier(2), [torch.empty(0)] * 2
+
+    def run(rank: int) -> torch.Tensor:
+        model, backend = share(tmp_path, Thread(rank, 2, parts, barrier)), Cpu()
+        backend.prepare(model)
+        model.set_attn_implementation(ATTENTION)
+        assert any(isinstance(m, FusedLayer) for m in model.modules()) == (family != "GPTNeoX")
+        assert not any(isinstance(m, torch.nn.Linear) for m in model.modules())
+        heads = exact.config.num_attention_heads if family == "GPTNeoX" else 2
+        kv = Kv(*(torch.full((2, 3, heads // 2, 16, 16), torch.nan) for _ in range(2)))
+        return backend.forward(model, step, kv)
+
+    def run_in_turn(rank: int) -> torch.Tensor:
+        with Thread.turn, torch.inference_mode():
+            return run(rank)
+
+    with ThreadPoolExecutor(2) as pool, torch.inference_mode():
+        got, other = pool.map(run_in_turn, range(2))
+        wanted = exact(torch.tensor([prompt])).logits[0, -1:]
+    assert torch.equal(got, other)
+    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
 # The instance

@@ -2,7 +2,8 @@
 
 A layer of Llama, Mistral, Qwen2 or Qwen3 is: norm, attention with rotary embedding, norm, gated MLP, each pair
 added to the residual stream. The stream is float32 and changes in place. Everything else of the model stays
-transformers' own, and a layer of any other class stays as it is.
+transformers' own, and a layer of any other class stays as it is. A rank of several has its part of the heads and of the
+MLP, and adds what all ranks found.
 """
 
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,7 @@ from penstock.engine.backend import Paged
 from penstock.engine.cpu import kernels
 from penstock.engine.cpu.linear import Packed, alternate, can_pack
 from penstock.engine.cpu.simd import PANEL
+from penstock.engine.parallel.layers import Reduced
 
 if TYPE_CHECKING:
     from penstock.engine.cpu.backend import Cpu
@@ -27,8 +29,7 @@ def can_fuse(layer: nn.Module) -> bool:
     if kind.__name__ not in _KNOWN or not kind.__module__.startswith("transformers.models."):
         return False
     attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-    linears = [attention.get_submodule(f"{name}_proj") for name in "qkvo"]
-    linears += [mlp.get_submodule(f"{name}_proj") for name in ("gate", "up", "down")]
+    linears = [_linear(attention, name) for name in "qkvo"] + [_linear(mlp, name) for name in ("gate", "up", "down")]
     dim: int = attention.head_dim  # type: ignore[assignment]
     hidden: int = linears[0].in_features  # type: ignore[assignment]
     silu = type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
@@ -59,8 +60,11 @@ class FusedLayer(nn.Module):
     def __init__(self, layer: nn.Module, backend: "Cpu") -> None:
         super().__init__()
         attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-        q, k, v, o = (attention.get_submodule(f"{name}_proj") for name in "qkvo")
-        gate, up, down = (mlp.get_submodule(f"{name}_proj") for name in ("gate", "up", "down"))
+        q, k, v, o = (_linear(attention, name) for name in "qkvo")
+        gate, up, down = (_linear(mlp, name) for name in ("gate", "up", "down"))
+        reduced = mlp.get_submodule("down_proj")
+        self.group = reduced.group if isinstance(reduced, Reduced) else None
+        onto = kernels.ADD if self.group is None else kernels.STORE
         self.backend = backend
         self.index: int = attention.layer_idx  # type: ignore[assignment]
         self.scale: float = attention.scaling  # type: ignore[assignment]
@@ -71,12 +75,12 @@ class FusedLayer(nn.Module):
             Norm(m) for m in (getattr(attention, n, None) for n in ("q_norm", "k_norm")) if m is not None
         ]
         self.qkv = Packed(_rows(q, k, v), _biases(q, k, v))
-        self.o = Packed(_rows(o), _biases(o), kernels.ADD)
+        self.o = Packed(_rows(o), _biases(o), onto)
         biases = [b[:, None] for b in (_biases(gate), _biases(up)) if b is not None]
         self.gate_up = Packed(
             alternate(_rows(gate), _rows(up)), alternate(*biases)[:, 0] if biases else None, kernels.SILU_MUL
         )
-        self.down = Packed(_widened(_rows(down), self.gate_up.width), _biases(down), kernels.ADD)
+        self.down = Packed(_widened(_rows(down), self.gate_up.width), _biases(down), onto)
 
     def forward(self, x: Tensor, *, position_embeddings: tuple[Tensor, Tensor], paged: Paged, **_: Any) -> Tensor:
         """float32 [1, T, hidden], changed in place."""
@@ -87,9 +91,21 @@ class FusedLayer(nn.Module):
         attended = self.backend.rotate_and_attend(
             self.index, q, k, v, paged.kv, paged.step, self.scale, position_embeddings, self.head_norms
         )
-        self.o(attended.view(len(qkv), -1), stream)
-        self.down(self.gate_up(self.norms[1](stream)), stream)
+        self._add(self.o, attended.view(len(qkv), -1), stream)
+        self._add(self.down, self.gate_up(self.norms[1](stream)), stream)
         return x
+
+    def _add(self, packed: Packed, x: Tensor, stream: Tensor) -> None:
+        if self.group is None:
+            packed(x, stream)
+        else:
+            stream += self.group.sum(packed(x))
+
+
+def _linear(parent: nn.Module, name: str) -> nn.Module:
+    """The linear layer of that name, be it a part."""
+    module = parent.get_submodule(f"{name}_proj")
+    return module.linear if isinstance(module, Reduced) else module
 
 
 def _rows(*linears: nn.Module) -> Tensor:

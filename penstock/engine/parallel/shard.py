@@ -16,36 +16,13 @@ from penstock.engine.load import Unsupported
 from penstock.engine.member import Member
 from penstock.engine.options import EngineOptions
 from penstock.engine.parallel.group import Group
+from penstock.engine.parallel.layers import Gathered, Reduced
 from penstock.engine.parallel.messages import Join
 from penstock.engine.parallel.plan import Cut, cuts
 from penstock.engine.parallel.weights import Weights
 
 #: GPT-NeoX's checkpoints have the output layer under a name of their own.
 _GPT_NEOX_HEAD = "embed_out.weight"
-
-
-class Reduced(nn.Module):
-    """Around a linear layer that has a part of the inputs."""
-
-    def __init__(self, linear: nn.Linear, group: Group) -> None:
-        super().__init__()
-        self.linear = linear
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.group.sum(self.linear(x))
-
-
-class Gathered(nn.Module):
-    """Around a linear layer that gives a part of the outputs."""
-
-    def __init__(self, linear: nn.Linear, group: Group) -> None:
-        super().__init__()
-        self.linear = linear
-        self.group = group
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.group.gather(self.linear(x))
 
 
 def load_share(join: Join) -> Member:
