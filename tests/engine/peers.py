@@ -108,6 +108,12 @@ class Process:
         line = self.process.stdout.readline()
         self.addresses = [base64.b64decode(text) for text in json.loads(line)]
 
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def kill(self) -> None:
         self.process.kill()
         self.close()

@@ -4,6 +4,8 @@ import os
 import queue
 import random
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,14 +13,21 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import peers
+import psutil
 import pytest
 import zmq
 from peers import HEADS, PAGES, Process, Ranks, Spec
 
 from penstock.engine.transport.base import Address, Limits
+from penstock.engine.transport.choose import start_transport
+from penstock.engine.transport.store import HostStore, Piece, no_store
+from penstock.engine.transport.tensors import store_of
 from penstock.engine.transport.zmq import Fetch
 
-TRANSPORTS = ["zmq", pytest.param("nixl", marks=pytest.mark.skipif(find_spec("nixl") is None, reason="needs NIXL"))]
+NIXL = pytest.mark.skipif(find_spec("nixl") is None, reason="needs NIXL")
+TRANSPORTS = ["zmq", pytest.param("nixl", marks=NIXL)]
+#: Over TCP, NIXL's reads need the source's process, as between hosts without RDMA.
+SLOW_READS = [*TRANSPORTS, pytest.param("nixl over tcp", marks=NIXL)]
 #: A page is 3 layers x 4 tokens x 14 x 4 bytes x heads: chunks of a page or two, and a quick end of what hangs.
 SMALL = Limits(chunk_bytes=6000, timeout_s=1.0)
 
@@ -26,8 +35,10 @@ Make = Callable[..., Ranks | Process]
 
 
 @pytest.fixture(params=TRANSPORTS)
-def transport(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "nixl over tcp":
+        monkeypatch.setenv("UCX_TLS", "tcp,self")
+    return str(request.param).split()[0]
 
 
 @pytest.fixture
@@ -119,6 +130,7 @@ def test_two_pull_from_each_other(make: Make) -> None:
     check(two, peers.whole(1), 0, pages, free)
 
 
+@pytest.mark.parametrize("transport", SLOW_READS, indirect=True)
 @pytest.mark.parametrize("told", [False, True])
 def test_peer_killed_during_a_pull(make: Make, told: bool) -> None:
     """A slow pull, so that the death comes in the middle; with a word of it the pull ends at once, else in time."""
@@ -138,6 +150,7 @@ def test_peer_killed_during_a_pull(make: Make, told: bool) -> None:
     assert done.empty()
 
 
+@pytest.mark.parametrize("transport", SLOW_READS, indirect=True)
 def test_nothing_is_written_once_a_pull_has_failed(make: Make) -> None:
     """A peer that is stopped, and wakes up when its pages are no longer wanted."""
     here, there = make(limits=Limits(timeout_s=0.2)), make(process=True)
@@ -153,6 +166,15 @@ def test_nothing_is_written_once_a_pull_has_failed(make: Make) -> None:
     assert errors == ["the peer sent nothing for 0.2 s"]
     assert here.pull(0, [5], [6]) == [""]
     check(here, peers.whole(0), 1, [5], [6])
+
+
+def test_bandwidth_is_limited(make: Make) -> None:
+    """Ten pages of 2,688 bytes, one by one, at 50,000 bytes/s: nine wait for the one before."""
+    here, there = make(limits=Limits(chunk_bytes=1, bytes_per_s=50_000)), make()
+    here.connect(0, there.addresses())
+    began = time.monotonic()
+    assert here.pull(0, list(range(1, 11)), list(range(1, 11))) == [""]
+    assert time.monotonic() - began > 9 * 2688 / 50_000 - 0.02
 
 
 def test_closing_ends_pulls(make: Make) -> None:
@@ -255,5 +277,58 @@ def test_a_transport_must_be_known(tmp_path: Path) -> None:
         Ranks(Spec(transport="pigeon", folder=str(tmp_path)))
 
 
-def test_heads_are_all_of_ours() -> None:
-    assert HEADS % 4 == 0  # what the splits above rely on
+@NIXL
+def test_nixl_on_one_host_listens_to_nobody_else(tmp_path: Path) -> None:
+    with Process(Spec(transport="nixl", folder=str(tmp_path))) as there:
+        sockets = psutil.Process(there.process.pid).net_connections("tcp")
+        listening = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+        assert listening <= {"127.0.0.1", "::1"}
+
+
+def test_auto_says_what_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = HostStore(peers.layout(Spec(transport="", folder=""), 0, HEADS), [Piece(0, *peers.whole(0))])
+    curve = zmq.curve_keypair()
+
+    def chosen(store: HostStore, at: str) -> tuple[str, str]:
+        said: list[str] = []
+        transport = start_transport("auto", store, at, curve if "tcp" in at else None, say=said.append)
+        transport.close()
+        return transport.name, said[0]
+
+    here = f"ipc://{tmp_path}/here"
+    if find_spec("nixl") is not None:
+        name, said = chosen(store, here)
+        assert name == "nixl"
+        assert said.startswith("KV pages travel by nixl 1")
+        assert "on this host (installed, and the faster one)" in said
+    name, said = chosen(store, "tcp://127.0.0.1:*")
+    assert name == "zmq"
+    assert "tcp with CURVE" in said
+    assert "NIXL neither encrypts nor authenticates" in said
+    assert chosen(no_store(), here)[0] == "zmq"
+    monkeypatch.setitem(sys.modules, "nixl", None)
+    name, said = chosen(store, here)
+    assert name == "zmq"
+    assert "pip install 'penstock[nixl]'" in said
+    with pytest.raises(ValueError, match="NIXL is not installed"):
+        start_transport("nixl", store, here)
+
+
+def test_peers_of_another_transport_are_refused(tmp_path: Path) -> None:
+    here, there = (Ranks(Spec(transport="zmq", folder=str(tmp_path), name=name)) for name in "ab")
+    other = msgspec.structs.replace(msgspec.msgpack.decode(there.addresses()[0], type=Address), transport="nixl")
+    with pytest.raises(ValueError, match="give all instances one --kv-transport"):
+        here.connect(0, [msgspec.msgpack.encode(other)])
+    here.close()
+    there.close()
+
+
+def test_engines_without_tensors(tmp_path: Path) -> None:
+    """A null engine has no pages, and its moves bring none."""
+    one, two = (start_transport("auto", store_of([]), f"ipc://{tmp_path}/{name}") for name in "ab")
+    one.connect(2, [two.address()])
+    done: queue.SimpleQueue[str] = queue.SimpleQueue()
+    one.pull(2, [], [], done.put)
+    assert done.get(timeout=60) == ""
+    one.close()
+    two.close()

@@ -39,7 +39,8 @@ _LATE_S = 0.01
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a transport may take. Its memory is at most pulls * in_flight * chunk_bytes, or single pages if larger."""
 
-    chunk_bytes: int = 1 << 20
+    #: Larger ones are faster: pages that lie in a row are read as one, within a chunk.
+    chunk_bytes: int = 4 << 20
     #: Chunks of one pull that are asked for and not here yet.
     in_flight: int = 2
     #: Pulls under way at once; others wait their turn, `waiting` at most.

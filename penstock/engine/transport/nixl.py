@@ -255,7 +255,7 @@ def merge(here: Int64, there: Int64, length: int) -> tuple[Int64, Int64]:
 def load() -> ModuleType:
     """NIXL's bindings, below the Python API, which fixes how long its thread waits. Raises ValueError if missing."""
     try:
-        from nixl import _bindings  # type: ignore[import-untyped,unused-ignore]
+        from nixl import _bindings
     except (ImportError, OSError) as error:
         raise ValueError(
             f"NIXL is not installed ({error}): pip install 'penstock[nixl]', or choose --kv-transport zmq"
