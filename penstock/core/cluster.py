@@ -81,14 +81,14 @@ class Member:
 
     __slots__ = ("draining", "expected", "id", "joined", "load", "ordered", "promised", "role", "sent")
 
-    def __init__(self, instance: int, role: str, now: int) -> None:
+    def __init__(self, instance: int, role: str, load: Load, now: int) -> None:
         self.id = instance
         self.role = role
         self.joined = now
         self.draining = False
         #: Jobs dispatched to it since it joined, and the positions of each that its report has not seen.
         self.sent = 0
-        self.load = Load()
+        self.load = load
         #: Jobs that were told to go on here -> their positions.
         self.promised: dict[int, int] = {}
         #: It was told to move jobs and has not reported since.
@@ -381,7 +381,7 @@ class Cluster:
         return out
 
     def _on_joined(self, event: Joined, now: int) -> list[ClusterCommand]:
-        member = self.members[event.instance] = Member(event.instance, event.role, now)
+        member = self.members[event.instance] = Member(event.instance, event.role, event.load, now)
         self._count(member, 1)
         self._update(member)
         self.starting = max(0, self.starting - 1)

@@ -125,6 +125,7 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, tag="joined"):
 
     instance: int
     role: str = ""
+    load: Load = Load()
 
 
 class Left(msgspec.Struct, frozen=True, array_like=True, tag="left"):

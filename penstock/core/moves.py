@@ -142,6 +142,8 @@ class Moves:
     @property
     def due(self) -> int | None:
         """When a wait ends, ns; None: nobody waits."""
+        if not (self.outgoing or self.incoming or self.releasing or self.asks):
+            return None
         ends = [move.due for move in self.outgoing.values() if move.phase != Phase.STOPPING]
         ends += [move.due for move in self.releasing.values()]
         ends += [move.due for move in self.incoming.values() if not move.pulling]
@@ -184,7 +186,7 @@ class Moves:
         self._next += 1
         self.outgoing[job.id] = move
         self.asks.pop(job.id, None)
-        if not job.room or (job.wants == 1 and self._is_cheap(job.done)):
+        if not job.room or (job.wants == 1 and self._is_cheap(job.known)):
             move.move = 0
             return self._stop(move, now, out)
         # Blocks of a job that moves are not exchanged for equal ones: the destination reads the pages it was told of.
@@ -222,15 +224,16 @@ class Moves:
         job = move.job
         if move.got < move.told:
             return
-        stands = job.id in self.still
-        if (job.wants == 1 or stands) and (self._is_cheap(job.done - move.got) or move.stages >= self._limits.stages):
+        # What is in flight when the job is stopped is left, too.
+        at_frontier = job.wants == 1
+        if at_frontier and (self._is_cheap(job.planned - move.got) or move.stages >= self._limits.stages):
             return self._stop(move, now, out)
         page = self._instance.pages.page_tokens
         if (upto := job.done - job.done % page) > move.told:
             move.told = upto
-            move.stages += job.wants == 1
+            move.stages += at_frontier
             self._tell(move.to, Extend(move.move, job.id, upto, move.got), out)
-        elif job.wants == 1 or stands:
+        elif at_frontier and job.planned == job.done:
             self._stop(move, now, out)
 
     def _stop(self, move: Outgoing, now: int, out: list["InstanceCommand"]) -> None:

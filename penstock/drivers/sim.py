@@ -7,8 +7,8 @@ steps take (`core.step.StepCost`). The true length of an answer is known here, n
 While a core is steady (`Instance.stable_for`) its steps are not played one by one: their durations are computed in one
 go, and the core leaps to where the stretch ends or an event cuts it short. The result is that of playing them all.
 
-Models step times, pipelines, KV capacity, queues, messages, tokenization, start-up over a shared link, failures,
-hang-ups and sessions. Knows no text, and no network beyond that.
+Models step times, pipelines, KV capacity, queues, messages, tokenization, start-up over a shared link, moves over a
+shared network, failures, hang-ups and sessions, and a fleet that grows and shrinks. Knows no text.
 """
 
 import gc
@@ -26,9 +26,22 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.core.cluster import ClusterConfig
-from penstock.core.commands import Dispatch, End, Lost, Refuse, Report, Run
+from penstock.core.commands import (
+    ClusterCommand,
+    Dispatch,
+    End,
+    InstanceCommand,
+    Lost,
+    Order,
+    Refuse,
+    Report,
+    Retire,
+    Run,
+)
+from penstock.core.commands import Start as StartCommand
 from penstock.core.events import (
     Arrived,
+    Asked,
     Cancelled,
     ClusterEvent,
     Ended,
@@ -36,12 +49,14 @@ from penstock.core.events import (
     InstanceEvent,
     Joined,
     Left,
+    Moved,
     Reported,
     StepDone,
     Submitted,
 )
 from penstock.core.instance import Instance, InstanceConfig, Step
-from penstock.core.job import JobSpec, Unit
+from penstock.core.job import Job, JobSpec, Unit
+from penstock.core.move import Ask, PeerLeft, Pull, Pulled, Switch, Switched, Tell, Tick
 from penstock.core.slo import SECOND, Slo
 from penstock.core.step import Features, StepCost, StepPlan, features
 from penstock.cost.models import Model
@@ -69,6 +84,8 @@ class MemberConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: Weights that it reads over the link before it is ready, and what else its start takes.
     load_bytes: int = 0
     start_ns: int = 0
+    #: What a position takes in the KV cache: what a move carries.
+    kv_bytes_per_token: int = 0
 
 
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +100,10 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
     token: int = 0
     #: From an instance to the cluster.
     report: int = 0
+    #: From an instance to another.
+    peer: int = 0
+    #: What a pull takes beside the bytes.
+    pull: int = 0
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +124,8 @@ class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
     delays: Delays = Delays()
     #: Bandwidth, in bytes/s, that all instances share when they load their weights; 0: loading takes no time.
     load_bytes_per_s: float = 0.0
+    #: Bandwidth of each instance's port, in bytes/s, that its moves share; 0: copies take no time.
+    move_bytes_per_s: float = 0.0
     #: Instances are ready when the run begins; else they start then.
     warm: bool = True
     failures: list[Failure] = []
@@ -129,16 +152,25 @@ class Observer(Protocol):
 class _Track:
     """What the driver knows of a job on an instance: how long its answer is, and when its tokens came."""
 
-    __slots__ = ("left", "limited", "member", "runs")
+    __slots__ = ("epoch", "left", "limited", "member", "runs", "tokens")
 
     def __init__(self, request: Request, member: "_Member") -> None:
         self.member = member
+        #: As its home has raised it.
+        self.epoch = 0
+        #: Tokens of the whole answer.
+        self.tokens = request.output_tokens
         #: Tokens still to come.
         self.left = request.output_tokens
         #: Whether the core ends it, at its limit.
         self.limited = _limit(request) == self.left
         #: Runs of tokens, one a step: (ends of an instance's steps, the first, how many).
         self.runs: list[tuple[array[int], int, int]] = []
+
+    @property
+    def emitted(self) -> int:
+        """Tokens so far."""
+        return self.tokens - self.left
 
     def emit(self, seq: int, count: int = 1) -> None:
         """A token at the end of each of `count` steps from `seq` on."""
@@ -202,6 +234,10 @@ class _Member:
         self.pace = pace
         #: What the cluster calls it; -1 until it is up.
         self.name = -1
+        #: When it came up, and for how long it was up before.
+        self.up_at = self.up_ns = 0
+        #: When a Tick is due that the heap knows of.
+        self.tick_at: int | None = None
         #: Of cores before the present one.
         self.preemptions = 0
         self.reset()
@@ -226,6 +262,15 @@ class Simulation:
         self._config = config
         each = list(costs) if isinstance(costs, Sequence) else [costs] * len(config.members)
         self._cluster = make_cluster(config.cluster)
+        self._network = Link(config.move_bytes_per_s)
+        #: Pulls under way, by number: who pulls, and what.
+        self._pulls: dict[int, tuple[int, Pull]] = {}
+        self._pulled = 0
+        self._cluster_tick_at: int | None = None
+        #: Requests that are still to come at a time of their own.
+        self._coming = 0
+        #: Moves that were switched, and positions that they carried.
+        self.moves = 0
         paces = {id(cost): _Pace(cost) for cost in each}
         self.members = [
             _Member(i, c, cost, paces[id(cost)]) for i, (c, cost) in enumerate(zip(config.members, each, strict=True))
@@ -244,7 +289,7 @@ class Simulation:
         self._tracks: dict[int, _Track] = {}
         #: What the cluster calls an instance, which has a new name after each start.
         self._named: dict[int, _Member] = {}
-        self._gone = 0
+        self._names = 0
         #: (time, 0, instance, first step, the stretch that ends) or (time, 1, number in order, 0, what is to be done)
         self._heap: list[tuple[int, int, int, int, _Stretch | Callable[[], None]]] = []
         self._sequence = 0
@@ -261,7 +306,8 @@ class Simulation:
                 self._load(member)
         for failure in self._config.failures:
             self._at(failure.at_ns, partial(self._fail, failure))
-        self._arrivals = iter(sorted(self._firsts(), key=lambda n: (self._records[n].sent_ns, n)))
+        firsts = sorted(self._firsts(), key=lambda n: (self._records[n].sent_ns, n))
+        self._arrivals, self._coming = iter(firsts), len(firsts)
         self._await_arrival()
         collecting = gc.isenabled()
         gc.disable()  # Nothing here makes cycles that are to be collected.
@@ -310,20 +356,13 @@ class Simulation:
 
     def _arrive(self, number: int, first: bool) -> None:
         if first:
+            self._coming -= 1
             self._await_arrival()
         self._on_arrival()
         request, delays = self._requests[number], self._config.delays
         self._open[number] = None
-        spec = JobSpec(
-            id=number,
-            units=(Unit("lm", request.prompt_tokens + _limit(request) - 1),),
-            known=request.prompt_tokens,
-            arrival=self.now,
-            keys=_keys(request, self._config.members[0].instance.block_tokens),
-            priority=request.priority or 0,
-            slo=request.slo or self._config.slo,
-            adapter=request.adapter,
-        )
+        self._records[number].sent_ns = self.now
+        spec = self._spec(number)
         if request.cancel_s is not None:
             self._at(self.now + round(request.cancel_s * SECOND), partial(self._hang_up, number))
         front = delays.front + round(delays.front_per_token * request.prompt_tokens)
@@ -332,33 +371,102 @@ class Simulation:
         else:
             self._place(spec)
 
+    def _spec(self, number: int) -> JobSpec:
+        """The job as its home knows it now."""
+        request, track = self._requests[number], self._tracks.get(number)
+        return JobSpec(
+            id=number,
+            units=(Unit("lm", request.prompt_tokens + _limit(request) - 1),),
+            known=request.prompt_tokens + (track.emitted if track is not None else 0),
+            arrival=self._records[number].sent_ns,
+            keys=_keys(request, self._config.members[0].instance.block_tokens),
+            priority=request.priority or 0,
+            slo=request.slo or self._config.slo,
+            adapter=request.adapter,
+        )
+
     def _place(self, spec: JobSpec) -> None:
         if spec.id in self._open:
             self._feed_cluster(Arrived(spec))
 
+    def _later(self, delay: int, act: Callable[[], None]) -> None:
+        if delay:
+            self._at(self.now + delay, act)
+        else:
+            act()
+
     def _feed_cluster(self, event: ClusterEvent) -> None:
         for command in self._cluster.handle(event, self.now):
-            match command:
-                case Dispatch(spec, instance) if self._config.delays.dispatch:
-                    self._at(self.now + self._config.delays.dispatch, partial(self._submit, instance, spec))
-                case Dispatch(spec, instance):
-                    self._submit(instance, spec)
-                case Refuse(job, reason, _):
-                    self._close(job, REJECTED, reason)
-                case Lost(job, _):
-                    self._close(job, FAILED, "its instance failed")
+            self._carry_out(command)
+        due = self._cluster.due
+        busy = bool(self._open or self._coming)
+        if due is not None and busy and (self._cluster_tick_at is None or due < self._cluster_tick_at):
+            self._cluster_tick_at = due
+            self._at(due, self._tick_cluster)
 
-    def _submit(self, instance: int, spec: JobSpec) -> None:
-        """A dispatch arrives. One to an instance that is gone is lost, with the job; one whose client has hung up
-        meanwhile is followed by that."""
+    def _tick_cluster(self) -> None:
+        self._cluster_tick_at = None
+        self._feed_cluster(Tick())
+
+    def _carry_out(self, command: ClusterCommand) -> None:
+        delay = self._config.delays.dispatch
+        match command:
+            case Dispatch(spec, instance):
+                self._dispatch(spec, instance, 0)
+            case Refuse(job, reason, _):
+                self._close(job, REJECTED, reason)
+            case Lost(job, _):
+                self._replay(job)
+            case Order(instance, event):
+                self._later(delay, partial(self._bring, instance, event))
+            case StartCommand(role):
+                self._grow(role)
+            case Retire(instance):
+                self._later(delay, partial(self._retire, instance))
+
+    def _bring(self, instance: int, event: InstanceEvent) -> None:
+        """An event reaches an instance, if that is still there."""
         member = self._named.get(instance)
+        if member is not None:
+            self._feed(member, event)
+
+    def _dispatch(self, spec: JobSpec, instance: int, move: int) -> None:
+        """The home raises the epoch and submits."""
+        track = self._tracks.get(spec.id)
+        if track is None:
+            track = self._tracks[spec.id] = _Track(self._requests[spec.id], self._named[instance])
+        track.epoch += 1
+        track.member = self._named[instance]
+        event = Submitted(spec, track.epoch, move)
+        self._later(self._config.delays.dispatch, partial(self._submit, instance, event))
+
+    def _submit(self, instance: int, event: Submitted) -> None:
+        """A submission arrives. One to an instance that is gone is lost, and made up for when the cluster says so; one
+        whose client has hung up meanwhile is followed by that."""
+        member, job = self._named.get(instance), event.spec.id
         if member is None:
             return
-        self._tracks[spec.id] = _Track(self._requests[spec.id], member)
-        self._feed(member, Submitted(spec, 1))
-        if spec.id not in self._open and spec.id in self._tracks:
-            del self._tracks[spec.id]
-            self._feed(member, Cancelled(spec.id, 1))
+        self._feed(member, event)
+        if job not in self._open:
+            self._feed(member, Cancelled(job, event.epoch))
+
+    def _replay(self, job: int) -> None:
+        """Its instance is gone: what was delivered is known, the rest is computed again elsewhere."""
+        if job in self._open:
+            self._feed_cluster(Arrived(self._spec(job)))
+
+    def _switch(self, source: int, command: Switch) -> None:
+        """The home is asked to give the job to another instance."""
+        job, track = command.job, self._tracks.get(command.job)
+        if job not in self._open or track is None or track.epoch != command.epoch:
+            return self._bring(source, Cancelled(job, command.epoch))
+        self.moves += 1
+        if command.to in self._named:
+            self._cluster.handle(Moved(job, command.to), self.now)
+            self._dispatch(self._spec(job), command.to, command.move)
+        else:
+            self._replay(job)
+        self._later(self._config.delays.dispatch, partial(self._bring, source, Switched(job, command.epoch)))
 
     def _hang_up(self, job: int) -> None:
         if job not in self._open:
@@ -366,10 +474,12 @@ class Simulation:
         track = self._tracks.get(job)
         if track is not None:
             self._catch_up(track.member)
+            if job not in self._open:
+                return
         self._close(job, CANCELLED)
         if track is not None:
-            self._feed(track.member, Cancelled(job, 1))
-        self._cluster.handle(Ended(job), self.now)
+            self._feed(track.member, Cancelled(job, track.epoch))
+        self._end(job)
 
     def _close(self, job: int, outcome: str, error: str = "", delay: int = 0) -> None:
         """A request is over: write its record, and let its session go on."""
@@ -419,19 +529,48 @@ class Simulation:
             self._await_link()
 
     def _join(self, member: _Member) -> None:
-        member.name = len(self._named) + self._gone
+        member.name, self._names = self._names, self._names + 1
+        member.core.number = member.name
+        member.up_at = self.now
         self._named[member.name] = member
-        self._feed_cluster(Joined(member.name))
+        self._feed_cluster(Joined(member.name, member.core.role, member.core.load))
+
+    def _grow(self, role: str) -> None:
+        """Another instance, like the first of its role, begins to start."""
+        alike = next((m for m in self.members if m.config.instance.role == role), self.members[0])
+        member = _Member(len(self.members), alike.config, alike.cost, alike.pace)
+        self.members.append(member)
+        self._load(member)
+
+    def _retire(self, instance: int) -> None:
+        """An instance that has drained ends; one that got a job on the way does not."""
+        member = self._named.get(instance)
+        if member is None or member.core.jobs or member.core.moves.active:
+            return
+        self._leave(member)
+
+    def _leave(self, member: _Member) -> None:
+        del self._named[member.name]
+        member.up_ns += self.now - member.up_at
+        for number, (puller, _) in list(self._pulls.items()):
+            if puller == member.name:
+                del self._pulls[number]
+        self._feed_cluster(Left(member.name))
+        for other in list(self._named.values()):
+            self._later(self._config.delays.report, partial(self._bring, other.name, PeerLeft(member.name)))
+
+    def instance_ns(self) -> int:
+        """The time that instances were up, added up; so far."""
+        return sum(m.up_ns + (self.now - m.up_at if m.name in self._named else 0) for m in self.members)
 
     def _fail(self, failure: Failure) -> None:
         member = self.members[failure.instance]
-        if self._named.pop(member.name, None) is None:
+        if self._named.get(member.name) is not member:
             return
-        self._gone += 1
         self._catch_up(member)
         for stretch in member.flights:
             stretch.alive = False
-        self._feed_cluster(Left(member.name))
+        self._leave(member)
         member.preemptions += member.core.preemptions
         member.reset()
         if failure.down_ns is not None:
@@ -440,20 +579,73 @@ class Simulation:
     def _feed(self, member: _Member, event: InstanceEvent) -> None:
         self._catch_up(member)
         for command in member.core.handle(event, self.now):
-            # The rest is for engines.
             if isinstance(command, Run):
                 self._begin_step(member, command.plan)
             elif isinstance(command, Report):
-                self._report(Reported(member.name, command.load))
-            elif isinstance(command, End) and command.job in self._open:
-                self._close(command.job, FAILED if command.outcome == "invalid" else command.outcome, command.reason)
-                self._cluster.handle(Ended(command.job), self.now)
+                self._tell_cluster(Reported(member.name, command.load))
+            else:
+                self._carry_on(member, command)
+        due = member.core.due
+        if due is not None and (member.tick_at is None or due < member.tick_at):
+            member.tick_at = due
+            self._at(due, partial(self._tick, member, member.name))
 
-    def _report(self, event: Reported) -> None:
-        if self._config.delays.report:
-            self._at(self.now + self._config.delays.report, partial(self._feed_cluster, event))
-        else:
-            self._cluster.handle(event, self.now)
+    def _carry_on(self, member: _Member, command: InstanceCommand) -> None:
+        """What is rare. The rest is for engines."""
+        delays = self._config.delays
+        match command:
+            case End(job, epoch, outcome, reason) if job in self._open and self._tracks[job].epoch == epoch:
+                self._close(job, FAILED if outcome == "invalid" else outcome, reason)
+                self._end(job)
+            case Tell(instance, event):
+                # Even without delay not at once: the commands after this one come first.
+                self._at(self.now + delays.peer, partial(self._bring, instance, event))
+            case Pull():
+                self._at(self.now + delays.pull, partial(self._begin_pull, member.name, command))
+            case Switch():
+                self._at(self.now + delays.dispatch, partial(self._switch, member.name, command))
+            case Ask(job, epoch, known, total):
+                self._tell_cluster(Asked(member.name, job, epoch, known, total))
+
+    def _tick(self, member: _Member, name: int) -> None:
+        member.tick_at = None
+        if member.name == name and name in self._named:
+            self._feed(member, Tick())
+
+    def _tell_cluster(self, event: ClusterEvent) -> None:
+        self._later(self._config.delays.report, partial(self._feed_cluster, event))
+
+    def _end(self, job: int) -> None:
+        for command in self._cluster.handle(Ended(job), self.now):
+            self._carry_out(command)
+
+    def _begin_pull(self, puller: int, pull: Pull) -> None:
+        """Bytes begin to flow, through the ports of both instances."""
+        member = self._named.get(puller)
+        if member is None:
+            return
+        if pull.source not in self._named:
+            return self._feed(member, Pulled(pull.move, pull.start, "the source is gone"))
+        number, self._pulled = self._pulled, self._pulled + 1
+        self._pulls[number] = (puller, pull)
+        size = (pull.end - pull.start) * member.config.kv_bytes_per_token
+        self._network.begin(number, size, self.now, (2 * pull.source, 2 * puller + 1))
+        self._await_network()
+
+    def _await_network(self) -> None:
+        due = self._network.due()
+        if due is not None:
+            self._at(due, self._on_pulled)
+
+    def _on_pulled(self) -> None:
+        ended = self._network.ended(self.now)
+        for number in ended:
+            puller, pull = self._pulls.pop(number, (-1, None))
+            if pull is not None:
+                gone = "" if pull.source in self._named else "the source is gone"
+                self._bring(puller, Pulled(pull.move, pull.end, gone))
+        if ended:
+            self._await_network()
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -477,7 +669,7 @@ class Simulation:
         """How many steps like this one until an answer ends."""
         soonest = _STRETCH_MAX
         for job, piece in zip(step.jobs, step.slices, strict=True):
-            if piece.start + piece.count >= job.known:
+            if piece.start + piece.count >= job.known and job.id in self._tracks:
                 soonest = min(soonest, self._tracks[job.id].left)
         return soonest
 
@@ -503,8 +695,8 @@ class Simulation:
             return stretch
         step = member.core.steps[stretch.seq]
         for job, piece in zip(step.jobs, step.slices, strict=True):
-            if piece.start + piece.count >= job.known:
-                self._emit(job.id, stretch.seq, count)
+            if piece.start + piece.count >= job.known and (track := self._track(member, job)) is not None:
+                track.emit(stretch.seq, count)
         ends = stretch.ends[:count]
         member.ends.frombytes(np.asarray(ends).tobytes())
         self._see(member, stretch, ends)
@@ -522,21 +714,21 @@ class Simulation:
         exceptions: list[Executed] = []
         ended: list[int] = []
         for job, piece in chain(zip(step.jobs, step.slices, strict=True), step.stale.items()):
-            if piece.start + piece.count >= job.known:
-                track = self._emit(job.id, seq)
+            if piece.start + piece.count >= job.known and (track := self._track(member, job)) is not None:
+                track.emit(seq)
                 if not track.left:
                     ended.append(job.id)
                     if not track.limited:
                         exceptions.append(Executed(job.id, piece.count, 1, "stop"))
         for number in ended:
             self._close(number, COMPLETED, delay=self._config.delays.token)
-            self._cluster.handle(Ended(number), self.now)
+            self._end(number)
         self._feed(member, StepDone(seq, exceptions, self.now - stretch.start))
 
-    def _emit(self, job: int, seq: int, count: int = 1) -> _Track:
-        track = self._tracks[job]
-        track.emit(seq, count)
-        return track
+    def _track(self, member: _Member, job: Job) -> _Track | None:
+        """The job's track, if what this instance says of it counts: the home takes tokens of its epoch alone."""
+        track = self._tracks.get(job.id)
+        return track if track is not None and track.member is member and track.epoch == job.epoch else None
 
     def _see(self, member: _Member, stretch: _Stretch, ends: Times) -> None:
         """The first steps of a stretch are through."""

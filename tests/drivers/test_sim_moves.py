@@ -1,0 +1,150 @@
+"""Moves in the simulator: hand-off, rescheduling, draining, scaling; by hand where it can be said, and by law."""
+
+import random
+
+import msgspec
+import pytest
+
+from penstock.core import laws
+from penstock.core.batch import Limits
+from penstock.core.cluster import Balance, ClusterConfig
+from penstock.core.instance import InstanceConfig
+from penstock.core.moves import MoveLimits
+from penstock.core.slo import MS, SECOND
+from penstock.cost.linear import Linear
+from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig, Simulation
+from penstock.metrics.record import COMPLETED
+from penstock.workload.trace import Request
+
+#: 10 ms a step, 1 ms a prompt token.
+COST = Linear(10e6, 1e6, 0.0, 0.0, 0.0)
+
+
+def request(arrival_s: float, prompt: int, output: int, **more: object) -> Request:
+    return Request(arrival_s=arrival_s, prompt_tokens=prompt, output_tokens=output, **more)  # type: ignore[arg-type]
+
+
+def config(policy: str, roles: list[str], **more: object) -> SimConfig:
+    members = [
+        MemberConfig(instance=InstanceConfig(policy=policy, pages=1000, role=role), kv_bytes_per_token=1000)
+        for role in roles
+    ]
+    return SimConfig(members=members, cluster=ClusterConfig(policy=policy), **more)  # type: ignore[arg-type]
+
+
+def test_a_prompt_is_handed_off_and_decoding_goes_on_there() -> None:
+    simulation = Simulation(config("distserve", ["prefill", "decode"]), COST)
+    (record,) = simulation.run([request(0.0, 100, 4)])
+    # 96 of the 100 positions fill pages; the rest is computed again, with the second token.
+    first = 110 * MS
+    assert record.times_ns == [first, first + 15 * MS, first + 25 * MS, first + 35 * MS]
+    assert simulation.moves == 1
+    assert [m.core.counts["moved"] for m in simulation.members] == [1, 0]
+
+
+def test_bytes_take_their_time_and_stream_while_the_prompt_is_computed() -> None:
+    whole = config("distserve", ["prefill", "decode"], move_bytes_per_s=1e6)
+    (record,) = Simulation(whole, COST).run([request(0.0, 96, 3)])
+    # 96 positions of 1000 bytes at 1 MB/s: 96 ms after the prompt is done.
+    assert record.times_ns[1] - record.times_ns[0] >= 96 * MS
+    chunks = InstanceConfig(policy="distserve", pages=1000, role="prefill", limits=Limits(max_num_batched_tokens=16))
+    members = [msgspec.structs.replace(whole.members[0], instance=chunks), whole.members[1]]
+    (streamed,) = Simulation(msgspec.structs.replace(whole, members=members), COST).run([request(0.0, 96, 3)])
+    assert streamed.times_ns[1] - streamed.times_ns[0] < 40 * MS
+
+
+def test_a_request_of_one_token_never_crosses() -> None:
+    simulation = Simulation(config("distserve", ["prefill", "decode"]), COST)
+    (record,) = simulation.run([request(0.0, 100, 1)])
+    assert record.outcome == COMPLETED
+    assert simulation.moves == 0
+
+
+def test_prompts_wait_where_they_are_while_no_decoder_has_room() -> None:
+    small = config("distserve", ["prefill", "decode"])
+    decode = InstanceConfig(policy="distserve", pages=8, role="decode")
+    small = msgspec.structs.replace(
+        small, members=[small.members[0], msgspec.structs.replace(small.members[1], instance=decode)]
+    )
+    simulation = Simulation(small, COST)
+    records = simulation.run([request(0.0, 60, 20) for _ in range(4)])
+    assert [r.outcome for r in records] == [COMPLETED] * 4
+    assert simulation.moves >= 4
+
+
+def test_answers_that_outgrow_their_instance_move_to_one_with_room() -> None:
+    balance = Balance(out_tokens=200.0, in_tokens=400.0)
+    members = [MemberConfig(instance=InstanceConfig(policy="llumnix", pages=100, number=n)) for n in range(2)]
+    cluster = ClusterConfig(policy="llumnix", balance=balance)
+    simulation = Simulation(SimConfig(members=members, cluster=cluster), COST)
+    # Two long answers are on one instance, and the other has long been empty.
+    requests = [request(0.0, 100, 900), request(0.001, 100, 5), request(0.002, 100, 900), request(0.003, 100, 5)]
+    records = simulation.run(requests)
+    assert [r.outcome for r in records] == [COMPLETED] * 4
+    assert simulation.moves > 0
+    assert sum(m.core.preemptions for m in simulation.members) == 0
+
+
+def test_a_fleet_grows_under_load_and_shrinks_after() -> None:
+    balance = Balance(
+        scaling=True, instances_min=1, instances_max=4, low_tokens=100.0, high_tokens=400.0, scale_ns=SECOND
+    )
+    member = MemberConfig(instance=InstanceConfig(policy="llumnix", pages=100), start_ns=2 * SECOND)
+    cluster = ClusterConfig(policy="llumnix", balance=balance)
+    simulation = Simulation(SimConfig(members=[member], cluster=cluster), COST)
+    busy = [request(i * 0.5, 200, 200) for i in range(200)]
+    quiet = [request(110.0 + i * 5, 20, 20) for i in range(20)]
+    records = simulation.run([*busy, *quiet])
+    assert all(r.outcome == COMPLETED for r in records)
+    assert len(simulation.members) > 1, "it grew"
+    assert len(simulation._named) < len(simulation.members), "and shrank"
+    assert simulation.instance_ns() < len(simulation.members) * simulation.now
+
+
+POLICIES = ["llumnix", "distserve", "adaptive-pd", "flood", "round-robin", "infaas++", "prefix-aware", "priority"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seed", range(6))
+def test_every_request_gets_its_tokens_and_every_page_comes_back(policy: str, seed: int) -> None:
+    draw = random.Random(f"{policy}{seed}")
+    roles = (
+        [draw.choice(("prefill", "decode", "")) for _ in range(4)]
+        if policy in ("distserve", "adaptive-pd")
+        else [""] * 4
+    )
+    members = [
+        MemberConfig(
+            instance=InstanceConfig(
+                policy=policy, pages=draw.choice((40, 200)), role=role, depth=draw.choice((1, 2)),
+                limits=Limits(max_num_seqs=draw.choice((3, 50)), max_num_batched_tokens=draw.choice((32, 512))),
+                moves=MoveLimits(copies=draw.random() < 0.8, compute_position_ns=draw.choice((0.0, 1e6)), copy_ns=1e6),
+            ),
+            kv_bytes_per_token=1000,
+        )
+        for role in roles
+    ]  # fmt: skip
+    delays = Delays(dispatch=draw.choice((0, MS)), report=draw.choice((0, 20 * MS)), peer=draw.choice((0, MS)))
+    failures = [Failure(instance=draw.randrange(4), at_ns=draw.randrange(3) * SECOND, down_ns=SECOND)]
+    chosen = SimConfig(
+        members=members, cluster=ClusterConfig(policy=policy, balance=Balance(out_tokens=100, in_tokens=150)),
+        delays=delays, failures=failures, move_bytes_per_s=draw.choice((0.0, 1e6)),
+    )  # fmt: skip
+    requests = [
+        request(
+            draw.random() * 5, draw.randrange(1, 200), draw.randrange(1, 100), priority=draw.choice((0, 0, -1)),
+            hash_ids=(draw.randrange(3),), block_tokens=64,
+        )
+        for _ in range(60)
+    ]  # fmt: skip
+    requests.sort(key=lambda r: r.arrival_s)
+    simulation = Simulation(chosen, COST)
+    for record, wanted in zip(simulation.run(requests), requests, strict=True):
+        assert record.outcome == COMPLETED, record.error
+        assert len(record.times_ns) == wanted.output_tokens
+        assert sorted(record.times_ns) == record.times_ns
+    for member in simulation.members:
+        assert not member.core.jobs
+        laws.check(member.core)
+    again = Simulation(chosen, COST).run(requests)
+    assert [r.times_ns for r in again] == [r.times_ns for r in simulation._records]
