@@ -164,9 +164,10 @@ async def test_a_worker_ends_with_its_home(cluster: Cluster, meeting: Meeting) -
     await until(lambda: not psutil.pid_exists(hellos[0].pid))
 
 
-async def test_a_cluster_that_is_not_there_is_said() -> None:
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nowhere"])
+async def test_a_cluster_that_is_not_there_is_said(address: str) -> None:
     with pytest.raises(LaunchError, match="ray start --head"):
-        await open_launcher("ray", ray_address="127.0.0.1:1")
+        await open_launcher("ray", ray_address=address)
 
 
 async def test_ray_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
