@@ -70,6 +70,10 @@ class Cuda:
                 graphs[size] = flat, self._record(self._decode_into(self._logits[:size], model, step, flat, kv))
         self._graphs = graphs
 
+    def forget(self) -> None:
+        """Run every step as it is from now on, whatever was recorded."""
+        self._graphs = {}
+
     def forward(self, model: nn.Module, step: Step, kv: Kv) -> Tensor:
         """As in `Backend`. The logits of a replayed step are overwritten by the next forward."""
         with self._on_device():

@@ -72,6 +72,11 @@ class Member:
             return f"decode steps without CUDA graphs, which could not be recorded: {error}"
         return ""
 
+    def forget(self) -> None:
+        """Drop what was recorded."""
+        if (cuda := as_cuda(self.backend)) is not None:
+            cuda.forget()
+
     def _kv_bytes(self, max_len: int) -> int:
         """Memory for KV where nobody says how much."""
         options = self.options

@@ -49,7 +49,6 @@ class TransformersEngine:
         self, model: nn.Module, backend: Backend, kv: Kv, pool: Pool, info: EngineInfo, grammars: Grammars
     ) -> None:
         self.info = info
-        self.kv = [kv, *kv.peers]
         self._model = model
         self._backend = backend
         self._kv = kv
@@ -58,6 +57,13 @@ class TransformersEngine:
         self._jobs: dict[int, State] = {}
         #: Move -> the table of the job that arrives under it.
         self._arriving: dict[int, Table] = {}
+
+    @property
+    def kv(self) -> list[Kv]:
+        kvs = [self._kv, *self._kv.peers]
+        if len(kvs) < self.info.tensor_parallel_size:
+            raise ValueError("KV of ranks on several GPUs cannot be moved; use tensor_parallel_size 1, or one instance")
+        return kvs
 
     def add(self, job: int, tokens: list[int], prompt: int, sampling: Sampling) -> None:
         assert job not in self._jobs, f"job {job} is here already: release it first, or its pages are lost"

@@ -24,6 +24,7 @@ from penstock.engine.cpu.backend import Cpu
 from penstock.engine.cpu.layers import FusedLayer
 from penstock.engine.load import Unsupported
 from penstock.engine.options import EngineOptions
+from penstock.engine.parallel.group import RankLost
 from penstock.engine.parallel.layers import Gathered, Reduced
 from penstock.engine.parallel.messages import Forward, forward_of, step_of
 from penstock.engine.parallel.plan import check_size, cuts
@@ -265,6 +266,34 @@ def test_memory_that_nobody_names(folder: Path, monkeypatch: pytest.MonkeyPatch)
     before = _ranks_below(psutil.Process())
     tiny.close(engine)
     assert len(_ranks_below(psutil.Process())) == len(before) - 1
+
+
+def test_what_one_rank_cannot_record_none_replays(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    team, forgotten = pair._backend, []
+    monkeypatch.setattr(team._member, "capture", lambda width: f"not for {width} pages")
+    monkeypatch.setattr(team._member, "forget", lambda: forgotten.append(True))
+    assert team.capture(8) == "not for 8 pages"
+    assert forgotten
+    driver = tiny.Driver(pair)
+    driver.add(0, [5, 6, 7], tiny.greedy(4))
+    assert len(driver.finish_all()[0]) == 4
+
+
+def test_after_an_error_within_a_step_there_is_no_other_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks would no longer be in step. Not even what handles errors of steps goes on."""
+    engine = tiny.engine(folder, tensor_parallel_size=2)
+    driver = tiny.Driver(engine)
+    driver.add(0, [5, 6, 7], tiny.greedy(9))
+    driver.step({0: 3})
+    before = _ranks_below(psutil.Process())
+    monkeypatch.setattr(engine._model, "forward", lambda **_: 1 / 0)
+    with pytest.raises(RankLost, match="rank 0: division by zero"):
+        driver.step({0: 1})
+    assert not issubclass(RankLost, Exception)
+    assert len(_ranks_below(psutil.Process())) == len(before) - 1
+    monkeypatch.undo()
+    with pytest.raises(RankLost, match="rank 1 takes no message"):
+        driver.step({0: 1})
 
 
 # What is refused

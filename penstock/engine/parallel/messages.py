@@ -39,6 +39,10 @@ class Capture(msgspec.Struct, frozen=True, tag=True):
     width: int
 
 
+class Forget(msgspec.Struct, frozen=True, tag=True):
+    """Drop what was recorded: another rank could not record it, and all must run alike. Answered by Done."""
+
+
 class Forward(msgspec.Struct, frozen=True, tag=True):
     """A step, as `backend.Step` has it. Not answered: ranks meet in the model's sums."""
 
@@ -63,7 +67,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-ToRank = Join | Measure | Allocate | Capture | Forward
+ToRank = Join | Measure | Allocate | Capture | Forget | Forward
 FromRank = Done | Refused
 
 

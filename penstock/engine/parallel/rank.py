@@ -17,7 +17,18 @@ import torch
 from penstock.engine.member import Member
 from penstock.engine.parallel.group import RankLost
 from penstock.engine.parallel.memory import map_kv
-from penstock.engine.parallel.messages import Allocate, Capture, Done, Forward, Join, Measure, Refused, ToRank, step_of
+from penstock.engine.parallel.messages import (
+    Allocate,
+    Capture,
+    Done,
+    Forget,
+    Forward,
+    Join,
+    Measure,
+    Refused,
+    ToRank,
+    step_of,
+)
 from penstock.engine.parallel.ranks import LOST
 from penstock.engine.parallel.shard import load_share, rank_device
 
@@ -86,6 +97,9 @@ def _prepare(member: Member, message: ToRank, memory: int) -> Done:
             return Done()
         case Capture(width):
             return Done(note=member.capture(width))
+        case Forget():
+            member.forget()
+            return Done()
     raise AssertionError(f"{message} is no step of a start")
 
 

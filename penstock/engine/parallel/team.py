@@ -20,7 +20,7 @@ from penstock.engine.backend import Int64, Kv, Step
 from penstock.engine.options import EngineOptions
 from penstock.engine.parallel.group import RankLost
 from penstock.engine.parallel.memory import map_kv
-from penstock.engine.parallel.messages import Allocate, Capture, Done, Join, Measure, ToRank, forward_of
+from penstock.engine.parallel.messages import Allocate, Capture, Done, Forget, Join, Measure, ToRank, forward_of
 from penstock.engine.parallel.plan import check_size
 from penstock.engine.parallel.ranks import Ranks
 from penstock.engine.parallel.shard import load_share, skeleton, stream
@@ -101,8 +101,12 @@ class Team:
         return replace(kv, peers=tuple(map_kv(m.fileno(), self._member, pages) for m in self._ranks.memories))
 
     def capture(self, width: int) -> str:
+        """What one rank cannot record, none replays."""
         mine, others = self._together(lambda: self._member.capture(width), Capture(width))
-        return next(filter(None, (mine, *(answer.note for answer in others))), "")
+        note = next(filter(None, (mine, *(answer.note for answer in others))), "")
+        if note:
+            self._together(self._member.forget, Forget())
+        return note
 
     def guard(self) -> None:
         """The instance is ready; from now on this process ends if a rank does."""
@@ -112,12 +116,16 @@ class Team:
         """Each rank has prepared its own in `allocate`."""
 
     def forward(self, model: nn.Module, step: Step, kv: Kv) -> Tensor:
-        """As in `Backend`. Raises RankLost on any error: the others then wait in the middle of the model."""
+        """As in `Backend`. Raises RankLost on any error; then it is over."""
         self._ranks.tell(forward_of(step))
         try:
             return self._member.backend.forward(model, step, kv)
-        except Exception as error:
-            raise RankLost(f"rank 0: {error}") from error
+        except BaseException as error:
+            # The others wait in the middle of the model, and would take the next step's sums for this one's.
+            self.close()
+            if isinstance(error, Exception):
+                raise RankLost(f"rank 0: {error}") from error
+            raise
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, kv: Kv, step: Step, scale: float) -> Tensor:
         return self._member.backend.attend(layer, q, k, v, kv, step, scale)

@@ -213,7 +213,8 @@ class NixlWire:
         self._agent.registerMem(self._nixl.nixlRegDList(self._memory(self._store.device), regions), [self._backend])
 
     def _descriptors(self, found: Int64, device: int | None) -> Any:
-        rows = np.insert(found, 2, device or 0, axis=1).astype(np.uint64)
+        rows = np.full((len(found), 3), device or 0, np.uint64)
+        rows[:, :2] = found
         return self._nixl.nixlXferDList(self._memory(device), rows)
 
     def _memory(self, device: int | None) -> Any:
