@@ -148,8 +148,9 @@ class RayLauncher:
             raise LaunchError("this launcher is closed: connect another")
         bundle = {name: count for name, count in (("CPU", cpus), ("GPU", len(devices))) if count}
         nodes = await asyncio.to_thread(ray.nodes)
-        seat = Seat(self._choose(nodes, bundle), bundle)
-        self._seats = [*filter(lambda other: other.taken, self._seats), seat]
+        taken = [seat for seat in self._seats if seat.taken]
+        seat = Seat(choose(nodes, taken, bundle, self._placement), bundle)
+        self._seats = [*taken, seat]
         try:
             seat.worker = await _start(config, seat)
         except (RayError, ValueError) as error:
@@ -170,17 +171,20 @@ class RayLauncher:
         await asyncio.gather(*(worker.wait() for worker in workers))
         await asyncio.to_thread(ray.shutdown)
 
-    def _choose(self, nodes: list[dict[str, Any]], bundle: dict[str, float]) -> str | None:
-        """The node where the fewest or the most instances are, of those with room beside them."""
-        seats = [seat for seat in self._seats if seat.taken]
 
-        def room(node: dict[str, Any]) -> bool:
-            bundles = [bundle, *(seat.bundle for seat in seats if seat.node == node["NodeID"])]
-            return all(sum(b.get(name, 0) for b in bundles) <= node["Resources"].get(name, 0) for name in bundle)
+def choose(
+    nodes: list[dict[str, Any]], seats: list[Seat], bundle: dict[str, float], placement: Placement
+) -> str | None:
+    """The node (as `ray.nodes` tells of them) where the fewest or the most seats are, of those with room for the bundle
+    beside them. None: there is no room."""
 
-        names: list[str] = [node["NodeID"] for node in nodes if node["Alive"] and room(node)]
-        best = min if self._placement == "spread" else max
-        return best(names, key=lambda name: sum(seat.node == name for seat in seats), default=None)
+    def room(node: dict[str, Any]) -> bool:
+        bundles = [bundle, *(seat.bundle for seat in seats if seat.node == node["NodeID"])]
+        return all(sum(b.get(name, 0) for b in bundles) <= node["Resources"].get(name, 0) for name in bundle)
+
+    names: list[str] = [node["NodeID"] for node in nodes if node["Alive"] and room(node)]
+    best = min if placement == "spread" else max
+    return best(names, key=lambda name: sum(seat.node == name for seat in seats), default=None)
 
 
 def _connect(address: str) -> None:

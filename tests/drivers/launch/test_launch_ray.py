@@ -23,7 +23,7 @@ pytest.importorskip("ray", reason="the Ray launcher needs Ray: pip install 'pens
 from ray.cluster_utils import Cluster
 
 from penstock.drivers.launch import ray as launch_ray
-from penstock.drivers.launch.ray import RayLauncher, RayWorker
+from penstock.drivers.launch.ray import Placement, RayLauncher, RayWorker, Seat, choose
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
@@ -100,10 +100,10 @@ async def test_workers_on_two_nodes(cluster: Cluster, launcher: RayLauncher, mee
     await meeting.hellos(1)
     assert here[0].node == here[1].node
 
-    # The node goes without a word.
+    # The node goes without a word. A keeper may just see its worker end before it ends itself.
     waiting = [asyncio.create_task(worker.wait()) for worker in there]
     await asyncio.to_thread(cluster.remove_node, node, allow_graceful=False)
-    assert await asyncio.gather(*waiting) == [LOST, LOST]
+    assert set(await asyncio.gather(*waiting)) <= {LOST, -signal.SIGKILL}
     assert all(worker.running and psutil.pid_exists(worker.pid) for worker in here)
 
 
@@ -177,3 +177,18 @@ async def test_ray_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LaunchError, match=r"pip install 'penstock\[ray\]'"):
         await open_launcher("ray")
+
+
+def test_where_the_fewest_or_the_most_are() -> None:
+    def node(name: str, cpus: float, alive: bool = True, **more: float) -> dict[str, Any]:
+        return {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus, **more}}
+
+    nodes = [node("gone", 9, alive=False), node("a", 2), node("b", 3), node("c", 2, GPU=1)]
+    orders: dict[Placement, list[str]] = {"spread": ["a", "b", "c"] * 2 + ["b"], "pack": [*"aabbbcc"]}
+    for placement, order in orders.items():
+        seats: list[Seat] = []
+        for _ in range(8):
+            seats.append(Seat(choose(nodes, seats, {"CPU": 1}, placement), {"CPU": 1}))
+        assert [seat.node for seat in seats] == [*order, None]
+    assert choose(nodes, [], {"CPU": 1, "GPU": 1}, "spread") == "c"
+    assert choose(nodes, [Seat("c", {"GPU": 1})], {"CPU": 1, "GPU": 1}, "spread") is None
