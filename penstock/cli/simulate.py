@@ -25,7 +25,7 @@ from penstock.cost.fitting import choose, condense, errors
 from penstock.cost.models import Model
 from penstock.drivers.deployment import DelaySpec, Deployment, Laid, PoolSpec, lay_out
 from penstock.drivers.log import Observed, observe
-from penstock.drivers.meter import Meter
+from penstock.drivers.meter import Meter, Use
 from penstock.drivers.sim import Simulation
 from penstock.drivers.timeline import Timeline
 from penstock.metrics import plot, report, result
@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> int:
         timeline.write(args.chrome_trace, records)
         left_out = f"; its last {timeline.left_out} steps had no room" if timeline.left_out else ""
         notes.append(f"Open {args.chrome_trace} in ui.perfetto.dev{left_out}.")
-    return _conclude(args, laid, records, live, notes, slo)
+    return _conclude(args, _gpus(laid, _uses(laid, meter, records)), records, live, notes, slo)
 
 
 def _promise(args: argparse.Namespace, live: result.Result | None, promised: Slo) -> Slo:
@@ -219,23 +219,55 @@ def set_idle(records: list[Record], requests: list[Request], laid: Laid) -> None
 def _limits(
     laid: Laid, simulation: Simulation, meter: Meter, requests: list[Request], records: list[Record]
 ) -> list[str]:
-    """What each pool was busy with, over the time of the whole run, and what prompts shared."""
-    lines, preemptions = [], 0
-    window_ns = max(record.end_ns for record in records) - min(record.sent_ns for record in records)
-    for pool in laid.pools:
-        use = meter.use(pool, window_ns)
-        members = simulation.members[pool.first : pool.first + pool.instances]
-        here = sum(member.preemptions + member.core.preemptions for member in members)
-        preemptions += here
+    """What each pool was busy with, over the time of the whole run, what moved, and what prompts shared."""
+    lines: list[str] = []
+    uses = _uses(laid, meter, records)
+    for pool, use in zip(laid.pools, uses, strict=True):
         lines += [
             f"{pool.instances} x {pool.title}, each with room for {pool.kv_tokens:,} tokens of KV:",
             f"  stepping {100 * use.stepping:.1f} % of the time; KV in use {100 * use.kv_mean:.1f} % on average, "
             f"{100 * use.kv_max:.1f} % at most;",
             f"  waiting on an instance {use.waiting_mean:.1f} requests on average, {use.waiting_max} at most; "
-            f"{here} preemptions.",
+            f"{use.preemptions} preemptions.",
         ]
-    exact = not preemptions and all(record.outcome == COMPLETED for record in records)
+    lines += _fleet(laid, uses, records) + _moves(simulation, meter)
+    exact = not any(use.preemptions for use in uses) and all(record.outcome == COMPLETED for record in records)
     return lines + _shared(laid, requests, f"{'' if exact else 'at least '}{100 * meter.found(records):.1f} %")
+
+
+def _uses(laid: Laid, meter: Meter, records: list[Record]) -> list[Use]:
+    begin, end = min(record.sent_ns for record in records), max(record.end_ns for record in records)
+    return [meter.use(pool, begin, end) for pool in laid.pools]
+
+
+def _fleet(laid: Laid, uses: list[Use], records: list[Record]) -> list[str]:
+    """How many instances there were on average, and for how long GPUs, if that is not what the file says."""
+    mean = sum(use.instances for use in uses)
+    if abs(mean - sum(pool.instances for pool in laid.pools)) < 0.005:
+        return []
+    hours = (max(record.end_ns for record in records) - min(record.sent_ns for record in records)) / 3600e9
+    gpus = _gpus(laid, uses)
+    return [
+        f"Instances, starting ones too: {mean:.2f} on average" + (f"; {gpus * hours:.2f} GPU-hours." if gpus else ".")
+    ]
+
+
+def _gpus(laid: Laid, uses: list[Use]) -> float:
+    """GPUs on average; 0 where the hardware of some is not said."""
+    if not all(pool.gpus for pool in laid.pools):
+        return 0.0
+    return sum(pool.gpus * use.instances for pool, use in zip(laid.pools, uses, strict=True))
+
+
+def _moves(simulation: Simulation, meter: Meter) -> list[str]:
+    moved = meter.moved()
+    if not simulation.moves and not moved.aborts:
+        return []
+    aborts = ", ".join(f"{count} x {reason}" for reason, count in moved.aborts.items())
+    return [
+        f"Moves between instances: {simulation.moves:,}, with {moved.kv_bytes / 1e9:.2f} GB of KV; "
+        f"came to nothing: {aborts or 'none'}."
+    ]
 
 
 def _shared(laid: Laid, requests: list[Request], found: str) -> list[str]:
@@ -251,14 +283,14 @@ def _shared(laid: Laid, requests: list[Request], found: str) -> list[str]:
 
 def _conclude(
     args: argparse.Namespace,
-    laid: Laid,
+    gpus: float,
     records: list[Record],
     live: result.Result | None,
     notes: list[str],
     slo: Slo,
 ) -> int:
     summary = summarize(records, slo, percentiles=args.metric_percentiles, **args.warmup)
-    notes = [*notes, *_per_gpu(laid, summary)]
+    notes = [*notes, *_per_gpu(gpus, summary)]
     if live:
         lived = summarize(live.records, slo, percentiles=args.metric_percentiles, **args.warmup)
         print("\n".join([report.compare(lived, summary, metrics=args.percentile_metrics), *notes]))
@@ -276,8 +308,8 @@ def _conclude(
     return 0 if any(record.outcome == COMPLETED for record in records) else 1
 
 
-def _per_gpu(laid: Laid, summary: Summary) -> list[str]:
-    if not laid.gpus or summary.goodput is None:
+def _per_gpu(gpus: float, summary: Summary) -> list[str]:
+    if not gpus or summary.goodput is None:
         return []
-    rate = summary.goodput.requests_per_s / laid.gpus
-    return [f"Goodput a GPU: {rate:.3f} req/s on each of {laid.gpus} GPUs, SLO {summary.goodput.slo}."]
+    rate = summary.goodput.requests_per_s / gpus
+    return [f"Goodput a GPU: {rate:.3f} req/s on each of {gpus:.4g} GPUs, SLO {summary.goodput.slo}."]

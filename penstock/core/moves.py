@@ -129,8 +129,9 @@ class Moves:
         self.still: dict[int, Job] = {}
         #: Job -> when to ask (again) where it should go on; NEVER: it has asked.
         self.asks: dict[int, int] = {}
-        #: Moves that ended by reason, and positions copied in.
+        #: Moves of jobs from here that came to nothing, by reason.
         self.aborts: dict[str, int] = {}
+        #: Jobs that came, and positions copied for those that did or were to.
         self.taken = 0
         self.copied = 0
 
@@ -336,7 +337,6 @@ class Moves:
         job = Job(event.spec, -1)
         reason = self._why_not(job)
         if reason:
-            self._count(reason)
             return self._tell(event.source, Aborted(event.move, reason), out)
         pages = self._instance.pages
         blocks, _ = pages.match(job)
@@ -420,7 +420,6 @@ class Moves:
 
     def _give_up(self, move: Incoming, reason: str, out: list["InstanceCommand"]) -> None:
         """Nothing more will come. If the job is ours already, the rest is computed again; else the move is off."""
-        self._count(reason)
         if move.granted is not None:
             return self._adopt(move, move.granted, out)
         self._tell(move.source, Aborted(move.move, reason), out)
@@ -442,7 +441,6 @@ class Moves:
         incoming = self.incoming.get(event.move)
         if incoming is not None:
             if not incoming.unwanted and incoming.granted is None:
-                self._count(event.reason)
                 self._unwant(incoming, out)
             return
         if event.move in self.releasing:

@@ -9,7 +9,8 @@
         tp: 1
     delays: {front_ms: 2, dispatch_ms: 0.3, token_ms: 0.5}
 
-Every key has a default but `pools`; see the structs. Knows no HTTP and starts nothing: it says what is to be simulated.
+and, where jobs move, `role:` of a pool, `move_gb_per_s`, `moves:` and `balance:`. Every key has a default but `pools`;
+see the structs. Knows no HTTP and starts nothing: it says what is to be simulated.
 """
 
 import math
@@ -22,24 +23,35 @@ import msgspec
 import yaml
 
 from penstock.core.batch import Limits
-from penstock.core.cluster import ClusterConfig
+from penstock.core.cluster import Balance, ClusterConfig
 from penstock.core.instance import InstanceConfig
+from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, SECOND, Slo
+from penstock.core.step import Features
 from penstock.cost import hardware, memory, named, shapes
 from penstock.cost.models import Model, Scaled
 from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig
 from penstock.policies.bundles import row
 
 GB = 10**9
+US = 1000
+#: What an instance may be there for; empty: both.
+ROLES = ("", "prefill", "decode")
+#: Computing again stops a job and holds up the others of its batch, copying holds up nobody: a moment of it counts as
+#: so many.
+_HELD_UP = 4
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Instances of one kind."""
 
     instances: Count = 1
+    #: One of `ROLES`, to begin with.
+    role: str = ""
     #: h200, h100, a100, a800 or a10; with the model it gives step times, KV capacity and weights.
     hardware: str = ""
     tp: Count = 1
@@ -74,6 +86,8 @@ class DelaySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dispatch_ms: Amount = 0.0
     token_ms: Amount = 0.0
     report_ms: Amount = 0.0
+    peer_ms: Amount = 0.0
+    pull_ms: Amount = 0.0
 
 
 class FailureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,6 +96,45 @@ class FailureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     instance: Annotated[int, msgspec.Meta(ge=0)]
     at_s: Amount
     down_s: Amount | None = None
+
+
+class MoveSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What bounds moves, and what instances reckon that they cost; see `core.moves.MoveLimits`, whose defaults stand
+    where None does."""
+
+    #: Whether moves copy at all; else jobs are always computed again.
+    copies: bool | None = None
+    #: Jobs that arrive on an instance at the same time, and pages that one of them must leave free.
+    arriving: Count | None = None
+    spare_pages: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    #: Copies while the job goes on.
+    stages: Count | None = None
+    lease_s: Positive | None = None
+    retry_ms: Positive | None = None
+    #: What a copy takes, to begin with and for each token; None: from the delays, and from KV bytes and bandwidth.
+    copy_ms: Amount | None = None
+    copy_us_per_token: Amount | None = None
+    #: What computing a token again counts for; None: several times what it adds to a step by the cost model.
+    compute_us_per_token: Amount | None = None
+
+
+class BalanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Knobs of rebalancing; see `core.cluster.Balance`, whose defaults stand where None does."""
+
+    out_tokens: float | None = None
+    in_tokens: float | None = None
+    period_ms: Positive | None = None
+    dispatch: bool | None = None
+    migration: bool | None = None
+    defragmentation: bool | None = None
+    scaling: bool | None = None
+    instances_min: Count | None = None
+    instances_max: Count | None = None
+    low_tokens: float | None = None
+    high_tokens: float | None = None
+    scale_s: Positive | None = None
+    scale_looks: Count | None = None
+    urgent_tokens: Count | None = None
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -94,6 +147,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     delays: DelaySpec = DelaySpec()
     #: Bandwidth over which all instances load their weights, GB/s; 0: loading takes no time.
     load_gb_per_s: Amount = 0.0
+    #: Bandwidth of each instance's port, in and out alike, that its moves share, GB/s; 0: copies take no time.
+    move_gb_per_s: Amount = 0.0
+    moves: MoveSpec = MoveSpec()
+    balance: BalanceSpec = BalanceSpec()
     #: Instances are ready when the run begins.
     warm: bool = True
     failures: list[FailureSpec] = []
@@ -127,6 +184,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ValueError(f"slo: {error}") from None
         for number, pool in enumerate(self.pools):
             _check_pool(f"pools[{number}]", pool)
+        _check_roles([pool.role for pool in self.pools])
+        _check_balance(_balance(self.balance))
+        if self.move_gb_per_s and not self.model and self.moves.copies is not False:
+            raise ValueError(
+                "move_gb_per_s: without `model` nobody knows what a token carries: give it, or leave this out"
+            )
         if len({pool.block_tokens for pool in self.pools}) > 1:
             raise ValueError("pools: all must have the same block_tokens, since the names of blocks are shared")
         count = sum(pool.instances for pool in self.pools)
@@ -137,12 +200,15 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 #: Key -> what stands below it.
-_SPECS: dict[str, type[msgspec.Struct]] = {"pools": PoolSpec, "delays": DelaySpec, "failures": FailureSpec}
+_SPECS: dict[str, type[msgspec.Struct]] = {
+    "pools": PoolSpec, "delays": DelaySpec, "failures": FailureSpec, "moves": MoveSpec, "balance": BalanceSpec
+}  # fmt: skip
 #: What msgspec says, and what is said here.
 _WORDS = {
     "Expected ": "must be ", " of length >= 1": ", with at least one entry", " >= ": ", at least ", " > ": ", above ",
     " <= ": ", at most ", ", got ": ", not ", " - at key in $": "", "`object`": "a mapping", "`array`": "a list",
-    "`int | null`": "a whole number", "`float | null`": "a number", "`int`": "a whole number", "`float`": "a number",
+    "`int | null`": "a whole number", "`float | null`": "a number", "`bool | null`": "true or false",
+    "`int`": "a whole number", "`float`": "a number",
     "`str`": "text", "`bool`": "true or false", "`null`": "nothing", "`": "",
 }  # fmt: skip
 
@@ -155,6 +221,8 @@ class LaidPool(msgspec.Struct, frozen=True):
     instances: int
     #: Room for so many on each.
     kv_tokens: int
+    #: Of each; 0 where the hardware is not said.
+    gpus: int = 0
 
 
 class Laid(msgspec.Struct, frozen=True):
@@ -163,8 +231,6 @@ class Laid(msgspec.Struct, frozen=True):
     sim: SimConfig
     #: Of each instance.
     costs: Sequence[Model]
-    #: GPUs of all instances; 0 where the hardware of some is not said.
-    gpus: int
     pools: list[LaidPool]
 
 
@@ -179,32 +245,70 @@ def lay_out(deployment: Deployment, cost: Model | None = None) -> Laid:
         here = cost if cost is not None else _cost(deployment, number)
         member = _member(deployment, pool, here)
         title = _title(deployment, pool, fitted=cost is not None)
-        pools.append(LaidPool(title, len(members), pool.instances, member.instance.pages * pool.page_tokens))
+        room = member.instance.pages * pool.page_tokens
+        gpus = pool.tp * pool.pp if pool.hardware else 0
+        pools.append(LaidPool(title, len(members), pool.instances, room, gpus))
         members += [member] * pool.instances
         costs += [here] * pool.instances
     queued = max(member.instance.limits.max_num_queued for member in members)
-    delays = deployment.delays
+    balance = _balance(deployment.balance)
     sim = SimConfig(
         members=members,
-        cluster=ClusterConfig(policy=deployment.policy, max_num_queued=queued),
-        delays=Delays(
-            front=round(delays.front_ms * MS),
-            front_per_token=delays.front_us_per_token * 1000,
-            dispatch=round(delays.dispatch_ms * MS),
-            token=round(delays.token_ms * MS),
-            report=round(delays.report_ms * MS),
-        ),
+        cluster=ClusterConfig(policy=deployment.policy, max_num_queued=queued, balance=balance),
+        delays=_delays(deployment.delays),
         load_bytes_per_s=deployment.load_gb_per_s * GB,
+        move_bytes_per_s=deployment.move_gb_per_s * GB,
         warm=deployment.warm,
         failures=[_failure(failure) for failure in deployment.failures],
     )
-    return Laid(sim, costs, _gpus(deployment), pools)
+    return Laid(sim, costs, pools)
 
 
-def _gpus(deployment: Deployment) -> int:
-    if not all(pool.hardware for pool in deployment.pools):
-        return 0
-    return sum(pool.instances * pool.tp * pool.pp for pool in deployment.pools)
+def _delays(spec: DelaySpec) -> Delays:
+    return Delays(
+        front=round(spec.front_ms * MS),
+        front_per_token=spec.front_us_per_token * US,
+        dispatch=round(spec.dispatch_ms * MS),
+        token=round(spec.token_ms * MS),
+        report=round(spec.report_ms * MS),
+        peer=round(spec.peer_ms * MS),
+        pull=round(spec.pull_ms * MS),
+    )
+
+
+def _balance(spec: BalanceSpec) -> Balance:
+    given = _given(msgspec.structs.asdict(spec))
+    for name, core, unit in (("period_ms", "period_ns", MS), ("scale_s", "scale_ns", SECOND)):
+        if name in given:
+            given[core] = round(given.pop(name) * unit)
+    return Balance(**given)
+
+
+def _moves(deployment: Deployment, cost: Model, kv_bytes_per_token: int) -> MoveLimits:
+    """Bounds as given. Costs as given, or by the cost model, the bandwidth and the delays."""
+    spec, delays, per_s = deployment.moves, deployment.delays, deployment.move_gb_per_s * GB
+    # The source tells how far it is, the destination that it has it.
+    copy_ns = (2 * delays.peer_ms + delays.pull_ms if spec.copy_ms is None else spec.copy_ms) * MS
+    copied_ns = kv_bytes_per_token / per_s * SECOND if per_s else 0.0
+    computed_ns = _HELD_UP * _position_ns(cost)
+    given = {
+        "copies": spec.copies,
+        "arriving": spec.arriving,
+        "spare_pages": spec.spare_pages,
+        "stages": spec.stages,
+        "lease_ns": None if spec.lease_s is None else round(spec.lease_s * SECOND),
+        "retry_ns": None if spec.retry_ms is None else round(spec.retry_ms * MS),
+        "copy_ns": copy_ns,
+        "copy_position_ns": copied_ns if spec.copy_us_per_token is None else spec.copy_us_per_token * US,
+        "compute_position_ns": computed_ns if spec.compute_us_per_token is None else spec.compute_us_per_token * US,
+    }
+    return MoveLimits(**_given(given))
+
+
+def _position_ns(cost: Model) -> float:
+    """What a position more of a prompt adds to a step, where prompts have hundreds."""
+    fewer, more = (cost.step_ns(Features(n, n * (n + 1) // 2, 0, 0, 1)) for n in (256, 768))
+    return max(0.0, (more - fewer) / 512)
 
 
 def _cost(deployment: Deployment, number: int) -> Model:
@@ -231,6 +335,7 @@ def _member(deployment: Deployment, pool: PoolSpec, cost: Model) -> MemberConfig
     }
     limits = msgspec.structs.replace(limits, **_given(changes))
     shape = shapes.named(deployment.model) if deployment.model else None
+    kv_bytes_per_token = shape.kv_bytes_per_token if shape is not None else 0
     instance = InstanceConfig(
         policy=deployment.policy,
         pages=_kv_tokens(deployment, pool, limits) // pool.page_tokens,
@@ -240,12 +345,15 @@ def _member(deployment: Deployment, pool: PoolSpec, cost: Model) -> MemberConfig
         stages=pool.pp,
         limits=limits,
         correct=pool.correct,
+        role=pool.role,
+        moves=_moves(deployment, cost, kv_bytes_per_token),
     )
     return MemberConfig(
         instance=instance,
         predictor=_predictor(pool, cost),
         load_bytes=shape.weight_bytes if shape is not None else 0,
         start_ns=round(pool.start_s * SECOND),
+        kv_bytes_per_token=kv_bytes_per_token,
     )
 
 
@@ -289,11 +397,37 @@ def _title(deployment: Deployment, pool: PoolSpec, fitted: bool) -> str:
     """What an instance is, in a few words."""
     steps = "fitted step times" if fitted else f"step times of {pool.cost}" if pool.cost else ""
     what = f"{deployment.model or 'a model'} on {pool.hardware}" if pool.hardware else deployment.model
+    what += f" for {pool.role}" * bool(pool.role)
     parallel = f" tp {pool.tp}" * (pool.tp > 1) + f" pp {pool.pp}" * (pool.pp > 1)
     return ", ".join(filter(None, (what, steps))) + parallel
 
 
+def _check_roles(roles: Sequence[str]) -> None:
+    for one, other in (("prefill", "decode"), ("decode", "prefill")):
+        if set(roles) == {one}:
+            raise ValueError(f"pools: all have the role {one}: give one the role {other}, or none")
+
+
+def _check_balance(balance: Balance) -> None:
+    if balance.out_tokens > balance.in_tokens:
+        raise ValueError(
+            f"balance.in_tokens: {balance.in_tokens:g} must be at least out_tokens, which is {balance.out_tokens:g}: "
+            "else jobs go back and forth"
+        )
+    if balance.low_tokens > balance.high_tokens:
+        raise ValueError(
+            f"balance.high_tokens: {balance.high_tokens:g} must be at least low_tokens, which is {balance.low_tokens:g}"
+        )
+    if balance.instances_min > balance.instances_max:
+        raise ValueError(
+            f"balance.instances_max: {balance.instances_max} must be at least instances_min, "
+            f"which is {balance.instances_min}"
+        )
+
+
 def _check_pool(where: str, pool: PoolSpec) -> None:
+    if pool.role not in ROLES:
+        raise ValueError(f"{where}.role: {pool.role!r} must be prefill or decode; leave it out for both")
     if pool.hardware:
         hardware.named(pool.hardware)
     if pool.block_tokens % pool.page_tokens:

@@ -1,8 +1,10 @@
-"""What limits a simulated system: how long instances step, how full their KV is, who waits.
+"""What limits a simulated system: how long instances step, how full their KV is, who waits, what moves.
 
-An observer of steps (`sim.Observer`) that reads the core at each. Knows requests only by their records.
+An observer of steps (`sim.Observer`) that reads the core at each. Knows requests only by their records. Instances that
+are added while it runs belong to the pool that they are alike.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,7 +13,7 @@ import msgspec
 from penstock.core.instance import Instance
 from penstock.core.step import Features
 from penstock.drivers.deployment import LaidPool
-from penstock.drivers.sim import Observer, Times
+from penstock.drivers.sim import MemberConfig, Observer, Times
 from penstock.metrics.record import COMPLETED, Record
 
 
@@ -19,6 +21,13 @@ class Metered(Protocol):
     """A simulated instance."""
 
     core: Instance
+    #: That and those that it had before it failed.
+    cores: list[Instance]
+    #: The same object for all that were made alike.
+    config: MemberConfig
+
+    def there_ns(self, begin: int, end: int) -> int:
+        """For how long between two times it was there: starting, or up."""
 
 
 class _Gauge:
@@ -32,8 +41,10 @@ class _Gauge:
 
 
 class Use(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the instances of one pool. Shares are of 1; means are over the time of the run and over instances."""
+    """Of the instances of one pool. Shares are of 1; means are over the time that its instances were there."""
 
+    #: How many were there, on average over the run.
+    instances: float
     #: Time during which a step was under way.
     stepping: float
     #: Pages that jobs hold; at most: of any instance. Where a hang-up or a failure cuts a quiet stretch short, the
@@ -43,6 +54,16 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     #: Requests that wait on an instance for a seat or for pages.
     waiting_mean: float
     waiting_max: int
+    preemptions: int
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """What moved between instances."""
+
+    #: KV that was copied, for moves that came to nothing too.
+    kv_bytes: int
+    #: Why moves came to nothing -> how many.
+    aborts: dict[str, int]
 
 
 class Meter:
@@ -51,13 +72,13 @@ class Meter:
     def __init__(self, then: Observer | None = None) -> None:
         self._then = then
         self._members: Sequence[Metered] = ()
-        self._gauges: list[_Gauge] = []
+        self._gauges: dict[int, _Gauge] = defaultdict(_Gauge)
         #: Positions that were computed, on all instances.
         self.positions = 0
 
     def watch(self, members: Sequence[Metered]) -> None:
+        """The instances, by number; there may be more of them later."""
         self._members = members
-        self._gauges = [_Gauge() for _ in members]
 
     def steps(self, instance: int, start_ns: int, ends_ns: Times, first: Features) -> None:
         """See `sim.Observer`."""
@@ -77,19 +98,32 @@ class Meter:
         if self._then is not None:
             self._then.steps(instance, start_ns, ends_ns, first)
 
-    def use(self, pool: LaidPool, window_ns: int) -> Use:
-        """Of a pool, over a run of so many ns."""
-        numbers = range(pool.first, pool.first + pool.instances)
+    def use(self, pool: LaidPool, begin_ns: int, end_ns: int) -> Use:
+        """Of a pool, over a run between these times."""
+        kinds = {id(member.config) for member in self._members[pool.first : pool.first + pool.instances]}
+        numbers = [number for number, member in enumerate(self._members) if id(member.config) in kinds]
         gauges = [self._gauges[number] for number in numbers]
         pages = self._members[pool.first].core.pages.pages
-        whole = max(1, window_ns) * pool.instances
+        whole = max(1, sum(self._members[number].there_ns(begin_ns, end_ns) for number in numbers))
         return Use(
+            instances=whole / max(1, end_ns - begin_ns),
             stepping=sum(gauge.busy_ns for gauge in gauges) / whole,
             kv_mean=sum(gauge.pages_ns for gauge in gauges) / whole / pages,
             kv_max=max(gauge.pages_max for gauge in gauges) / pages,
             waiting_mean=sum(gauge.waiting_ns for gauge in gauges) / whole,
             waiting_max=max(gauge.waiting_max for gauge in gauges),
+            preemptions=sum(core.preemptions for number in numbers for core in self._members[number].cores),
         )
+
+    def moved(self) -> Moved:
+        """Over the whole run."""
+        aborts: Counter[str] = Counter()
+        kv_bytes = 0
+        for member in self._members:
+            for core in member.cores:
+                aborts.update(core.moves.aborts)
+                kv_bytes += core.moves.copied * member.config.kv_bytes_per_token
+        return Moved(kv_bytes=kv_bytes, aborts=dict(aborts.most_common()))
 
     def found(self, records: Sequence[Record]) -> float:
         """The share of prompt tokens that were found in the prefix cache, at the least: what was computed twice, or for

@@ -430,7 +430,7 @@ def simulate(
     for twin, live in zip(records, recorded.records, strict=True):
         if twin.outcome == CANCELLED and live.outcome in (FAILED, DROPPED):
             twin.outcome = live.outcome
-    return records, sum(member.preemptions + member.core.preemptions for member in simulation.members)
+    return records, sum(member.preemptions for member in simulation.members)
 
 
 def set_idle(records: Iterable[Record], recorded: Recorded, cost: Model) -> None:

@@ -234,22 +234,35 @@ class _Member:
         self.pace = pace
         #: What the cluster calls it; -1 until it is up.
         self.name = -1
-        #: When it came up, and for how long it was up before.
-        self.up_at = self.up_ns = 0
+        #: When it began to start and when it was gone, in pairs; what began last has no end while it is there.
+        self.stays: list[int] = []
         #: When a Tick is due that the heap knows of.
         self.tick_at: int | None = None
-        #: Of cores before the present one.
-        self.preemptions = 0
+        #: Those that it had before it failed, and the present one last.
+        self.cores: list[Instance] = []
         self.reset()
 
     def reset(self) -> None:
         """As it is after a start."""
         self.core: Instance = make_instance(self.config.instance, self.config.predictor or self.cost)
+        self.cores.append(self.core)
         #: When each step ended, by number.
         self.ends: array[int] = array("q")
         self.flights: deque[_Stretch] = deque()
         #: When the first stage is free, and when the last step so far ends.
         self.free_at = self.last_end = 0
+
+    @property
+    def preemptions(self) -> int:
+        """Of all its cores."""
+        return sum(core.preemptions for core in self.cores)
+
+    def there_ns(self, begin: int, end: int) -> int:
+        """For how long between two times it was there: starting, or up."""
+        stays = [*self.stays, end] if len(self.stays) % 2 else self.stays
+        return sum(
+            max(0, min(gone, end) - max(came, begin)) for came, gone in zip(stays[::2], stays[1::2], strict=True)
+        )
 
 
 class Simulation:
@@ -269,7 +282,7 @@ class Simulation:
         self._cluster_tick_at: int | None = None
         #: Requests that are still to come at a time of their own.
         self._coming = 0
-        #: Moves that were switched, and positions that they carried.
+        #: Moves that were switched.
         self.moves = 0
         paces = {id(cost): _Pace(cost) for cost in each}
         self.members = [
@@ -301,6 +314,7 @@ class Simulation:
         self._records = [_unserved(number, request) for number, request in enumerate(requests)]
         for member in self.members:
             if self._config.warm:
+                member.stays.append(0)
                 self._join(member)
             else:
                 self._load(member)
@@ -512,6 +526,7 @@ class Simulation:
 
     def _load(self, member: _Member) -> None:
         """Begin to start: read the weights first."""
+        member.stays.append(self.now)
         self._link.begin(member.index, member.config.load_bytes, self.now)
         self._await_link()
 
@@ -531,7 +546,6 @@ class Simulation:
     def _join(self, member: _Member) -> None:
         member.name, self._names = self._names, self._names + 1
         member.core.number = member.name
-        member.up_at = self.now
         self._named[member.name] = member
         self._feed_cluster(Joined(member.name, member.core.role, member.core.load))
 
@@ -551,7 +565,7 @@ class Simulation:
 
     def _leave(self, member: _Member) -> None:
         del self._named[member.name]
-        member.up_ns += self.now - member.up_at
+        member.stays.append(self.now)
         for number, (puller, _) in list(self._pulls.items()):
             if puller == member.name:
                 del self._pulls[number]
@@ -559,9 +573,9 @@ class Simulation:
         for other in list(self._named.values()):
             self._later(self._config.delays.report, partial(self._bring, other.name, PeerLeft(member.name)))
 
-    def instance_ns(self) -> int:
-        """The time that instances were up, added up; so far."""
-        return sum(m.up_ns + (self.now - m.up_at if m.name in self._named else 0) for m in self.members)
+    def instance_ns(self, begin: int, end: int) -> int:
+        """The time that instances were there between two times, added up."""
+        return sum(member.there_ns(begin, end) for member in self.members)
 
     def _fail(self, failure: Failure) -> None:
         member = self.members[failure.instance]
@@ -571,7 +585,6 @@ class Simulation:
         for stretch in member.flights:
             stretch.alive = False
         self._leave(member)
-        member.preemptions += member.core.preemptions
         member.reset()
         if failure.down_ns is not None:
             self._at(self.now + failure.down_ns, partial(self._load, member))

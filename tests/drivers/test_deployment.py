@@ -6,11 +6,13 @@ import msgspec
 import pytest
 import yaml
 
+from penstock.core.cluster import Balance
+from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, SECOND
 from penstock.cost import hardware, memory, shapes
 from penstock.cost.linear import Linear
 from penstock.cost.models import Scaled
-from penstock.drivers.deployment import DelaySpec, Deployment, FailureSpec, PoolSpec, lay_out
+from penstock.drivers.deployment import BalanceSpec, DelaySpec, Deployment, FailureSpec, MoveSpec, PoolSpec, lay_out
 from penstock.drivers.sim import Simulation
 from penstock.metrics.record import COMPLETED, FAILED
 from penstock.workload.trace import Request
@@ -22,10 +24,17 @@ WHOLE = Deployment(
     slo="ttft=500ms,tpot=3x",
     pools=[
         PoolSpec(instances=2, hardware="h200", start_s=3.0, max_num_seqs=64),
-        PoolSpec(hardware="a100", tp=2, cost="a100/llama-3.1-8b/tp2", kv_tokens=5000, predictor_factor=1.5),
+        PoolSpec(
+            hardware="a100", tp=2, cost="a100/llama-3.1-8b/tp2", kv_tokens=5000, predictor_factor=1.5, role="decode"
+        ),
     ],
-    delays=DelaySpec(front_ms=2.0, front_us_per_token=0.5, dispatch_ms=0.3, token_ms=0.5, report_ms=1.0),
+    delays=DelaySpec(
+        front_ms=2.0, front_us_per_token=0.5, dispatch_ms=0.3, token_ms=0.5, report_ms=1.0, peer_ms=0.2, pull_ms=4.0
+    ),
     load_gb_per_s=25.0,
+    move_gb_per_s=2.0,
+    moves=MoveSpec(arriving=3, spare_pages=2, lease_s=4.0, retry_ms=7.0),
+    balance=BalanceSpec(out_tokens=30, in_tokens=90, period_ms=20.0, scaling=True, instances_max=9, scale_s=5.0),
     warm=False,
     failures=[FailureSpec(instance=2, at_s=1.5, down_s=4.0)],
 )
@@ -61,8 +70,38 @@ def test_what_is_laid_out() -> None:
     assert (delays.front, delays.front_per_token) == (2 * MS, 500.0)
     assert (delays.dispatch, delays.token, delays.report) == (300_000, 500_000, MS)
     assert (laid.sim.failures[0].at_ns, laid.sim.failures[0].down_ns) == (1500 * MS, 4 * SECOND)
-    assert (laid.sim.load_bytes_per_s, laid.sim.warm, laid.gpus) == (25e9, False, 4)
-    assert [(pool.first, pool.instances) for pool in laid.pools] == [(0, 2), (2, 1)]
+    assert (laid.sim.load_bytes_per_s, laid.sim.warm) == (25e9, False)
+    assert [(pool.first, pool.instances, pool.gpus) for pool in laid.pools] == [(0, 2, 1), (2, 1, 2)]
+
+
+def test_moves_and_balance_come_to_the_cores_in_their_units() -> None:
+    laid = lay_out(WHOLE)
+    assert (laid.sim.delays.peer, laid.sim.delays.pull, laid.sim.move_bytes_per_s) == (200_000, 4 * MS, 2e9)
+    assert [member.instance.role for member in laid.sim.members] == ["", "", "decode"]
+    kv_bytes = shapes.named("llama-3.1-8b").kv_bytes_per_token
+    assert {member.kv_bytes_per_token for member in laid.sim.members} == {kv_bytes} == {131072}
+    moves = laid.sim.members[0].instance.moves
+    assert (moves.arriving, moves.spare_pages, moves.lease_ns, moves.retry_ns) == (3, 2, 4 * SECOND, 7 * MS)
+    assert moves.stages == MoveLimits().stages, "what is not said stays as it is"
+    balance = laid.sim.cluster.balance
+    assert (balance.out_tokens, balance.in_tokens, balance.period_ns) == (30.0, 90.0, 20 * MS)
+    assert (balance.scaling, balance.instances_max, balance.scale_ns) == (True, 9, 5 * SECOND)
+    assert balance.urgent_tokens == Balance().urgent_tokens
+
+
+def test_what_moves_cost_follows_from_delays_bandwidth_and_cost_model() -> None:
+    """Two messages and a pull to begin with; 131,072 bytes a token at 2 GB/s; four times 20 us a prompt token."""
+    pool = PoolSpec(cost="5e6,2e4,0,1e5,10", kv_tokens=1600)
+    delays = DelaySpec(peer_ms=0.5, pull_ms=3.0)
+    said = Deployment(model="llama-3.1-8b", pools=[pool], delays=delays, move_gb_per_s=2.0)
+
+    def costs(deployment: Deployment) -> tuple[float, float, float]:
+        moves = lay_out(deployment).sim.members[0].instance.moves
+        return moves.copy_ns, moves.copy_position_ns, moves.compute_position_ns
+
+    assert costs(said) == (4.0 * MS, 65_536.0, pytest.approx(80_000.0))
+    given = MoveSpec(copy_ms=1.0, copy_us_per_token=2.0, compute_us_per_token=3.0)
+    assert costs(msgspec.structs.replace(said, moves=given)) == (1.0 * MS, 2_000.0, 3_000.0)
 
 
 @pytest.mark.parametrize(("name", "tp", "pp"), [("h200", 1, 1), ("a100", 2, 1), ("a100", 1, 2)])
@@ -92,13 +131,14 @@ def test_each_pool_has_its_own_step_times() -> None:
     assert [r.ttft_ns for r in Simulation(laid.sim, laid.costs).run(asked)] == [1 * MS, 9 * MS]
 
 
-def test_a_failure_takes_its_instance_and_its_requests() -> None:
+def test_a_failure_takes_its_instance_and_its_requests_go_on_elsewhere() -> None:
     pools = [PoolSpec(instances=2, cost="1e9,0,0,0,0", kv_tokens=1600)]
     laid = lay_out(Deployment(pools=pools, failures=[FailureSpec(instance=1, at_s=2.5)]))
     asked = [Request(arrival_s=at, prompt_tokens=5, output_tokens=4) for at in (0.0, 0.0, 3.0)]
     records = Simulation(laid.sim, laid.costs).run(asked)
-    assert [r.outcome for r in records] == [COMPLETED, FAILED, COMPLETED]
-    assert (records[1].end_ns, len(records[1].times_ns)) == (2500 * MS, 2)
+    assert [r.outcome for r in records] == [COMPLETED] * 3
+    # Two tokens by then. It enters the other instance's step at 3 s.
+    assert records[1].times_ns == [at * SECOND for at in (1, 2, 4, 5)]
 
 
 def test_a_cold_start_reads_weights_over_the_shared_link() -> None:
@@ -120,7 +160,7 @@ def test_changes_go_over_every_pool_and_none_changes_nothing() -> None:
 
 def test_gpus_are_not_counted_where_the_hardware_of_some_is_not_said() -> None:
     pools = [PoolSpec(hardware="h200", kv_tokens=1600), PoolSpec(cost=NUMBERS, kv_tokens=1600)]
-    assert lay_out(Deployment(model="llama-3.1-8b", pools=pools)).gpus == 0
+    assert [pool.gpus for pool in lay_out(Deployment(model="llama-3.1-8b", pools=pools)).pools] == [1, 0]
 
 
 def test_a_cost_that_is_handed_in_takes_the_place_of_what_pools_say() -> None:
@@ -161,6 +201,21 @@ def test_a_cost_that_is_handed_in_takes_the_place_of_what_pools_say() -> None:
         ("pools: [{}]\nfailures: [{instance: 0}]", r"failures\[0\]: the key `at_s` must be given"),
         ("pools: [{}]\nfailures: [{instance: 0, at_s: -1}]", r"failures\[0\].at_s: .* at least 0"),
         ("pools: [{}]\npolicy: nope", "policy 'nope'"),
+        ("pools: [{role: both}]", r"pools\[0\].role: 'both' must be prefill or decode"),
+        ("pools: [{role: prefill}]", "pools: all have the role prefill: give one the role decode"),
+        ("pools: [{role: decode}, {role: decode}]", "pools: all have the role decode"),
+        ("pools: [{}]\nmove_gb_per_s: -1", "move_gb_per_s: .* at least 0"),
+        ("pools: [{}]\nmove_gb_per_s: 1", "move_gb_per_s: without `model`"),
+        ("pools: [{}]\ndelays: {pull_ms: -1}", "delays.pull_ms: .* at least 0"),
+        ("pools: [{}]\nmoves: {lease_s: 0}", "moves.lease_s: .* above 0"),
+        ("pools: [{}]\nmoves: {copies: 2}", "moves.copies: must be true or false"),
+        ("pools: [{}]\nmoves: {stage: 2}", "moves: there is no key `stage`; the keys are copies"),
+        ("pools: [{}]\nbalance: {scaling: 2}", "balance.scaling: must be true or false"),
+        ("pools: [{}]\nbalance: {out_tokens: 100}", "balance.in_tokens: 96 must be at least out_tokens"),
+        ("pools: [{}]\nbalance: {low_tokens: 2000}", "balance.high_tokens: 960 must be at least low_tokens"),
+        ("pools: [{}]\nbalance: {instances_min: 20}", "balance.instances_max: 16 must be at least"),
+        ("pools: [{}]\nbalance: {instances_max: 0}", "balance.instances_max: .* at least 1"),
+        ("pools: [{}]\nbalance: {period: 5}", "balance: there is no key `period`; the keys are out_tokens"),
         ("pools: [{}]\nslo: ttft", "slo: latency target"),
         ("pools: [{}]\n1: 2", "must be text"),
         ("pools: [{}]\n\tfoo: [", "is not YAML: .* line 2"),

@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from penstock.core.batch import Limits
+from penstock.core.cluster import Balance, ClusterConfig
 from penstock.core.instance import InstanceConfig
-from penstock.core.slo import MS
+from penstock.core.slo import MS, SECOND
 from penstock.cost.linear import Linear
 from penstock.drivers.deployment import LaidPool
 from penstock.drivers.meter import Meter, Use
-from penstock.drivers.sim import Simulation, alike
+from penstock.drivers.sim import MemberConfig, SimConfig, Simulation, alike
 from penstock.metrics.record import Record
 from penstock.workload.trace import Request
 
@@ -27,9 +28,9 @@ def metered(
     simulation = Simulation(alike(instance, instances, stepping=stepping), COST, meter)
     meter.watch(simulation.members)
     records = simulation.run(requests)
-    window_ns = max(r.end_ns for r in records) - min(r.sent_ns for r in records)
+    window = min(r.sent_ns for r in records), max(r.end_ns for r in records)
     pool = LaidPool("", 0, instances, instance.pages * instance.page_tokens)
-    return meter.use(pool, window_ns), meter.found(records), records
+    return meter.use(pool, *window), meter.found(records), records
 
 
 def test_one_request_by_hand() -> None:
@@ -73,3 +74,51 @@ def test_leaping_measures_what_stepping_measures(seed: int) -> None:
     assert (stepped.waiting_mean, stepped.waiting_max) == (leapt.waiting_mean, leapt.waiting_max)
     # Between two steps, pages are counted by the position.
     assert leapt.kv_mean == pytest.approx(stepped.kv_mean, abs=0.005)
+
+
+def test_instances_that_are_added_count_from_when_they_begin_to_start() -> None:
+    balance = Balance(scaling=True, instances_max=3, low_tokens=100.0, high_tokens=400.0, scale_ns=SECOND)
+    member = MemberConfig(instance=InstanceConfig(policy="llumnix", pages=100), start_ns=2 * SECOND)
+    meter = Meter()
+    config = SimConfig(members=[member], cluster=ClusterConfig(policy="llumnix", balance=balance))
+    simulation = Simulation(config, COST, meter)
+    meter.watch(simulation.members)
+    records = simulation.run([Request(arrival_s=i * 0.5, prompt_tokens=200, output_tokens=200) for i in range(100)])
+    end = max(record.end_ns for record in records)
+    assert len(simulation.members) > 1
+    stays = [list(member.stays) for member in simulation.members]
+    assert stays[0][0] == 0
+    joined = [came for came, *_ in stays[1:]]
+    assert all(came % SECOND == 50 * MS for came in joined), "decided at a look, there from then on"
+    use = meter.use(LaidPool("", 0, 1, 1600), 0, end)
+    there = sum((stay[1] if len(stay) > 1 else end) - stay[0] for stay in stays)
+    assert use.instances == pytest.approx(there / end)
+    assert simulation.instance_ns(0, end) == there
+    assert 0.3 < use.stepping < 1.0
+
+
+def test_a_move_that_comes_to_nothing_is_counted_once() -> None:
+    """The second answer finds no room on the other instance when it is told to go there."""
+    members = [MemberConfig(instance=InstanceConfig(policy="flood", pages=pages)) for pages in (100, 8)]
+    meter = Meter()
+    simulation = Simulation(SimConfig(members=members, cluster=ClusterConfig(policy="flood")), COST, meter)
+    meter.watch(simulation.members)
+    simulation.run([Request(arrival_s=0.0, prompt_tokens=200, output_tokens=20)])
+    assert not simulation.moves
+    refused = meter.moved().aborts
+    assert set(refused) == {"too large"}
+    # 20 steps of 10 ms and a prompt of 200 ms; a look each 50 ms.
+    assert refused["too large"] <= 410 / 50
+
+
+def test_what_is_copied_is_counted_in_bytes() -> None:
+    members = [
+        MemberConfig(instance=InstanceConfig(policy="distserve", pages=100, role=role), kv_bytes_per_token=1000)
+        for role in ("prefill", "decode")
+    ]
+    meter = Meter()
+    simulation = Simulation(SimConfig(members=members, cluster=ClusterConfig(policy="distserve")), COST, meter)
+    meter.watch(simulation.members)
+    simulation.run([Request(arrival_s=0.0, prompt_tokens=100, output_tokens=4)])
+    # 96 positions fill pages, the rest is computed again.
+    assert (meter.moved().kv_bytes, meter.moved().aborts) == (96_000, {})

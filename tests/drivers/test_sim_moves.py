@@ -98,7 +98,7 @@ def test_a_fleet_grows_under_load_and_shrinks_after() -> None:
     assert all(r.outcome == COMPLETED for r in records)
     assert len(simulation.members) > 1, "it grew"
     assert len(simulation._named) < len(simulation.members), "and shrank"
-    assert simulation.instance_ns() < len(simulation.members) * simulation.now
+    assert simulation.instance_ns(0, simulation.now) < len(simulation.members) * simulation.now
 
 
 POLICIES = ["llumnix", "distserve", "adaptive-pd", "flood", "round-robin", "infaas++", "prefix-aware", "priority"]

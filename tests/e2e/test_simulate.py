@@ -108,6 +108,36 @@ def test_a_failing_deployment_with_a_cold_start(tmp_path: Path, capsys: pytest.C
     assert "ui.perfetto.dev" in capsys.readouterr().out
 
 
+def test_a_cluster_that_hands_off_says_what_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "pd.yaml"
+    config.write_text(
+        "model: opt-13b\npolicy: distserve\nmove_gb_per_s: 25\nslo: ttft=500ms,tpot=100ms\npools:\n"
+        "- {role: prefill, hardware: a100, cost: distserve/opt-13b/tp1, instances: 2}\n"
+        "- {role: decode, hardware: a100, cost: distserve/opt-13b/tp1}\n"
+    )
+    assert simulate(f"--config {config} {LOAD} --disable-tqdm") == 0
+    said = capsys.readouterr().out
+    assert "2 x opt-13b on a100 for prefill, step times of distserve/opt-13b/tp1, each with room" in said
+    assert "Moves between instances: 30, with " in said
+    assert "came to nothing: none." in said
+    assert "req/s on each of 3 GPUs" in said
+
+
+def test_a_fleet_that_grows_is_counted_in_gpu_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "grows.yaml"
+    config.write_text(
+        "model: llama-7b\npolicy: llumnix\nslo: ttft=5s\nmove_gb_per_s: 2.4\n"
+        "pools: [{hardware: a10, cost: llumnix/llama-7b, kv_tokens: 12672, start_s: 5}]\n"
+        "balance: {scaling: true, instances_max: 4, scale_s: 2}\n"
+    )
+    load = "--num-prompts 60 --request-rate 2 --random-input-len 500 --random-output-len 200"
+    assert simulate(f"--config {config} {load} --disable-tqdm") == 0
+    said = capsys.readouterr().out
+    assert "Instances, starting ones too: " in said
+    assert " GPU-hours." in said
+    assert "Goodput a GPU: " in said
+
+
 def test_published_costs_and_pipelines(capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate(f"--cost distserve/opt-13b/tp1/pp2 --pp 2 --kv-tokens 20000 {LOAD} --disable-tqdm") == 0
     assert "step times of distserve/opt-13b/tp1/pp2 pp 2" in capsys.readouterr().out
