@@ -35,12 +35,15 @@ def cluster() -> Iterator[Cluster]:
     """One node with two CPUs and, so it says, a GPU."""
     # A short path, since sockets lie below it.
     folder = tempfile.mkdtemp(prefix="ray-")
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": STORE_BYTES})
         yield cluster
         cluster.shutdown()
+    # The cluster's own would stay for the tests that follow.
+    signal.signal(signal.SIGTERM, handler)
     shutil.rmtree(folder)
 
 
