@@ -104,7 +104,7 @@ def test_no_pages_are_no_work(make: Make) -> None:
 def test_peers_come_and_go(make: Make) -> None:
     here = make(limits=SMALL)
     assert here.pull(7, [1], [1]) == ["peer 7 is not connected"]
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         there = make(process=True)
         before = tuple(tensor.copy() for tensor in here.stores[0].pieces[0][1:])
         here.connect(7, there.addresses)  # the same number, started anew, sometimes without a word of the first's end
@@ -300,7 +300,7 @@ def test_auto_says_what_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         name, said = chosen(store, here)
         assert name == "nixl"
         assert said.startswith("KV pages travel by nixl 1")
-        assert "on this host (installed, and the faster one)" in said
+        assert "on this host (installed, and costs the source nothing)" in said
     name, said = chosen(store, "tcp://127.0.0.1:*")
     assert name == "zmq"
     assert "tcp with CURVE" in said

@@ -17,7 +17,7 @@ def start_transport(
     limits: Limits | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Transport:
-    """The named transport; `auto` is the faster of those that work and are safe here. `at` and `curve` are those of
+    """The named transport; `auto` is NIXL where it works and is safe, else zmq. `at` and `curve` are those of
     `ZmqWire`; for NIXL, ipc:// says that all peers are on this host. Says which it is and why. Raises ValueError,
     saying what to change, or OSError, if it cannot be had."""
     limits = limits or Limits()
@@ -39,7 +39,7 @@ def _choose(name: str, store: Store, at: str, curve: Curve | None, limits: Limit
     if not one_host:
         return ZmqWire(store, at, curve), "NIXL neither encrypts nor authenticates between hosts"
     try:
-        return _nixl(store, limits, one_host), "installed, and the faster one"
+        return _nixl(store, limits, one_host), "installed, and costs the source nothing"
     except ValueError as error:
         return ZmqWire(store, at, curve), str(error)
 
