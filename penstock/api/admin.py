@@ -43,7 +43,9 @@ async def health(front: Front, call: Call) -> None:
     if front.home.state != "ready":
         reason = f": {front.home.state_reason}" if front.home.state_reason else ""
         raise unavailable(f"The server is {front.home.state}{reason}.", code=front.home.state)
-    await call.reply(200, encode(Health(status="ready")))
+    there = front.home.instances
+    up = sum(instance.state == "up" for instance in there)
+    await call.reply(200, encode(Health(status="ready", instances_up=up, instances=len(there))))
 
 
 async def version(front: Front, call: Call) -> None:
@@ -56,7 +58,7 @@ async def load(front: Front, call: Call) -> None:
 
 async def metrics(front: Front, call: Call) -> None:
     now = front.home.capacity
-    text = front.metrics.text(now.running, now.waiting, kv_used(front.home))
+    text = front.metrics.text(now.running, now.waiting, kv_used(now), front.home.instances)
     await call.reply(200, text, CONTENT_TYPE_LATEST)
 
 

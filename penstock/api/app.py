@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.api import admin
+from penstock.api import admin, instances
 from penstock.api.call import Call, ClientGone
 from penstock.api.chat import chat
 from penstock.api.completions import completions
@@ -43,12 +43,19 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/load", admin.load),
     ("GET", "/metrics", admin.metrics),
     ("GET", "/openapi.json", admin.openapi),
+    ("GET", "/admin/instances", instances.instances),
+    ("POST", "/admin/instances", instances.add),
+    ("POST", "/admin/instances/restart", instances.restart),
+    ("DELETE", "/admin/instances/{instance:int}", instances.remove),
+    ("POST", "/admin/instances/{instance:int}/drain", instances.drain),
+    ("POST", "/admin/instances/{instance:int}/role", instances.role),
 )
 
 #: How long the client may take for the error that ends its stream.
 _LAST_WORDS_S = 5.0
 
 _KEYED = ("/v1/", "/tokenize", "/detokenize")
+_ADMIN = "/admin/"
 
 
 def create_app(home: Home, config: FrontConfig) -> Starlette:
@@ -59,7 +66,7 @@ def create_app(home: Home, config: FrontConfig) -> Starlette:
     front = Front(home, config)
     app = Starlette(
         routes=[Route(path, _Endpoint(front, handler), methods=[method]) for method, path, handler in _ROUTES],
-        middleware=[Middleware(_Door, api_key=config.api_key)],
+        middleware=[Middleware(_Door, api_key=config.api_key, admin_key=config.admin_key)],
         exception_handlers={HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
@@ -101,9 +108,10 @@ async def _fail(call: Call, error: ApiError) -> None:
 class _Door:
     """Checks the key, and gives every answer its x-request-id: the client's, or a new one."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, api_key: str, admin_key: str) -> None:
         self._app = app
         self._key = api_key.encode()
+        self._admin_key = admin_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -117,15 +125,28 @@ class _Door:
                 message["headers"].append(named)
             await send(message)
 
-        if self._key and scope["path"].startswith(_KEYED) and not self._known(headers.get(b"authorization", b"")):
-            message = "The API key is missing or wrong: send it in the header 'Authorization: Bearer <key>'."
-            await _fail(Call(scope, receive, send_named), ApiError(401, message, code="invalid_api_key"))
+        if (refusal := self._refusal(scope["path"], headers.get(b"authorization", b""))) is not None:
+            await _fail(Call(scope, receive, send_named), refusal)
             return
         await self._app(scope, receive, send_named)
 
-    def _known(self, authorization: bytes) -> bool:
-        kind, _, key = authorization.partition(b" ")
-        return kind.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+    def _refusal(self, path: str, authorization: bytes) -> ApiError | None:
+        """Why this one may not do that."""
+        if path.startswith(_ADMIN):
+            if not self._admin_key:
+                return ApiError(404, "Start the server with --admin-key to have this path.", code="not_found")
+            if not _is(self._admin_key, authorization):
+                message = "The admin key is missing or wrong: send it in the header 'Authorization: Bearer <key>'."
+                return ApiError(401, message, code="invalid_admin_key")
+        elif self._key and path.startswith(_KEYED) and not _is(self._key, authorization):
+            message = "The API key is missing or wrong: send it in the header 'Authorization: Bearer <key>'."
+            return ApiError(401, message, code="invalid_api_key")
+        return None
+
+
+def _is(known: bytes, authorization: bytes) -> bool:
+    kind, _, key = authorization.partition(b" ")
+    return kind.lower() == b"bearer" and hmac.compare_digest(key.strip(), known)
 
 
 def _request_id(given: bytes) -> bytes:

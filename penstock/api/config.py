@@ -16,6 +16,8 @@ class FrontConfig(msgspec.Struct, frozen=True, kw_only=True):
     model_folder: Path | None = None
     #: Bearer token that /v1, /tokenize and /detokenize ask for; "" asks for none.
     api_key: str = ""
+    #: Bearer token that /admin asks for; without one there is no /admin.
+    admin_key: str = ""
     #: What is promised where a request's headers promise nothing else.
     slo: Slo = Slo()
     #: A jinja file or the template itself, instead of the model's own.

@@ -20,7 +20,8 @@ from penstock.api.template import ChatTemplate, find_template
 from penstock.api.tokenizer import load_tokenizer
 from penstock.api.tools import choose_parser
 from penstock.core.slo import Slo, Target
-from penstock.drivers.home import Busy, Home, JobFailed, Stream, Unavailable
+from penstock.drivers.home import Home
+from penstock.drivers.stream import Busy, JobFailed, Stream, Unavailable
 from penstock.engine.base import EngineInfo
 from penstock.engine.params import Sampling
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from penstock.api.metrics import Metrics
+from penstock.core.events import Load
 from penstock.core.slo import SECOND, Slo, tpot
 from penstock.drivers.home import Home
 
@@ -123,17 +124,18 @@ class Ledger:
         self.metrics.ended(outcome, answers)
 
 
-def kv_used(home: Home) -> float:
+def kv_used(load: Load) -> float:
     """Share of the KV pages that are in use, 0 to 1."""
-    load = home.capacity
     return 1 - load.pages_free / load.pages if load.pages else 0.0
 
 
 def status_line(home: Home, ledger: Ledger) -> str:
     """One line for people: load now, output rate since the last call, and what became of answers with an SLO so far."""
     load, promised = home.capacity, ledger.promised
+    up, all_of_them = sum(i.state == "up" for i in home.instances), len(home.instances)
     return (
-        f"running {load.running}, waiting {load.waiting}, KV used {100 * kv_used(home):.1f} %, "
+        f"{f'{up} of {all_of_them} instances, ' if all_of_them > 1 else ''}"
+        f"running {load.running}, waiting {load.waiting}, KV used {100 * kv_used(load):.1f} %, "
         f"{ledger.tokens_per_s():.1f} tokens/s, with an SLO so far: "
         f"good {promised['good']}, late {promised['late']}, dropped {promised['dropped']}"
     )

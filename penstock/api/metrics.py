@@ -4,13 +4,15 @@ Counts come from the ledger; load is read from the home when somebody asks. Name
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from penstock.drivers.fleet import Instance
 
 _LATENCY_S = (
     0.001,
@@ -38,6 +40,16 @@ _LATENCY_S = (
 _TOKEN_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 40, 80)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
+#: Name, help and value of what is shown for each instance.
+_OF_INSTANCES: tuple[tuple[str, str, Callable[[Instance], float]], ...] = (
+    ("up", "Whether the instance takes requests, 0 or 1", lambda i: i.state == "up"),
+    ("requests_running", "Answers being generated there", lambda i: i.load.running),
+    ("requests_waiting", "Answers waiting there for their first step", lambda i: i.load.waiting),
+    ("kv_pages", "KV pages that it has", lambda i: i.load.pages),
+    ("kv_pages_free", "KV pages that are free or can be evicted", lambda i: i.load.pages_free),
+    ("preemptions_total", "Running answers that had to wait for pages", lambda i: i.load.preemptions),
+)
+
 
 class Metrics:
     """The metrics of one front, in a registry of their own; `model` labels them all."""
@@ -48,6 +60,8 @@ class Metrics:
         self._running = self._gauge("num_requests_running", "Answers being generated")
         self._waiting = self._gauge("num_requests_waiting", "Answers waiting for their first step")
         self._kv = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1")
+        self._instances = _Instances(model)
+        self._registry.register(self._instances)
         self._tasks = self._gauge("event_loop_tasks", "asyncio tasks of the HTTP front: at rest a few, always the same")
         self._prompts = self._counter("prompt_tokens", "Prompt tokens accepted")
         self._generated = self._counter("generation_tokens", "Output tokens received from the engine")
@@ -102,8 +116,9 @@ class Metrics:
     def ended(self, outcome: str, answers: int) -> None:
         self._outcomes.labels(self._model, outcome).inc(answers)
 
-    def text(self, running: int, waiting: int, kv_used: float) -> bytes:
+    def text(self, running: int, waiting: int, kv_used: float, instances: Sequence[Instance]) -> bytes:
         """Prometheus' text format, with the load as it is now. Called in the front's event loop."""
+        self._instances.now = instances
         self._running.set(running)
         self._waiting.set(waiting)
         self._kv.set(kv_used)
@@ -128,6 +143,22 @@ class Metrics:
     def _publish(self, metric: MetricWrapperBase) -> None:
         self._registry.register(metric)
         self._registry.register(_Alias(metric))
+
+
+class _Instances(Collector):
+    """What each instance says of itself, under a label of its own."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.now: Sequence[Instance] = ()
+
+    def collect(self) -> Iterator[Metric]:
+        for name, about, value in _OF_INSTANCES:
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(f"penstock_instance_{name}", about, labels=("model_name", "instance", "role"))
+            for found in self.now:
+                family.add_metric((self._model, str(found.instance), found.role), value(found))
+            yield family
 
 
 class _Alias(Collector):

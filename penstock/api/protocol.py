@@ -312,6 +312,9 @@ class DetokenizeResponse(Struct, kw_only=True):
 
 class Health(Struct, kw_only=True):
     status: str
+    #: Instances that take requests, and all that there are or will be.
+    instances_up: int
+    instances: int
 
 
 class Version(Struct, kw_only=True):

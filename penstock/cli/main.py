@@ -9,6 +9,7 @@ import penstock
 #: verb -> (module with `add_arguments` and `main`, what it does)
 VERBS = {
     "serve": ("penstock.cli.serve", "serve a model over an OpenAI-compatible HTTP API"),
+    "instances": ("penstock.cli.instances", "list, add, drain, remove and restart the instances of a running server"),
     "bench": ("penstock.cli.bench", "load a server and report latencies and goodput"),
     "simulate": ("penstock.cli.simulate", "run the same scheduler over a trace in simulated time"),
     "profile": ("penstock.cli.profile", "measure what steps take on this machine"),

@@ -26,7 +26,9 @@ from penstock.cli.engine_flags import engine_arguments, engine_options
 from penstock.core.batch import Limits
 from penstock.core.slo import Slo
 from penstock.cost import named
-from penstock.drivers.home import Home, HomeConfig, Unavailable
+from penstock.drivers.fleet import FleetConfig
+from penstock.drivers.home import Home
+from penstock.drivers.stream import Unavailable
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.hub import DEMO, resolve
 from penstock.policies.bundles import ROWS, row
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="", help="local folder or hub id; nothing: the demo model")
     parser.add_argument("--config", help="YAML file with the same keys as these flags")
     _front_arguments(parser.add_argument_group("front"))
+    _instance_arguments(parser.add_argument_group("instances"))
     engine_arguments(parser.add_argument_group("engine"))
     _scheduler_arguments(parser.add_argument_group("scheduler"))
 
@@ -44,6 +47,7 @@ def _front_arguments(group: Any) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     group.add_argument("--port", type=int, default=8000, help="0: any free port (default: %(default)s)")
     group.add_argument("--api-key", default="", help="key that clients must send; also PENSTOCK_API_KEY")
+    group.add_argument("--admin-key", default="", help="key for /admin; also PENSTOCK_ADMIN_KEY; nothing: no /admin")
     group.add_argument("--served-model-name", nargs="+", default=[], help="names that clients may use for the model")
     group.add_argument("--slo", type=str, default="", help="what is promised to every request: ttft=500ms,tpot=3x")
     group.add_argument("--chat-template", default="", help="jinja file or text, instead of the model's own")
@@ -54,6 +58,22 @@ def _front_arguments(group: Any) -> None:
     group.add_argument("--watchdog", type=float, default=5.0, help="seconds of silence, then the engine is replaced")
     group.add_argument("--step-timeout", type=float, default=600.0, help="seconds for one step, then likewise")
     group.add_argument("--quiet", action="store_true", help="no status line while there is work")
+
+
+def _instance_arguments(group: Any) -> None:
+    group.add_argument("--instances", type=int, help="replicas of the model, each a process (default: 1)")
+    group.add_argument("--prefill", type=int, default=0, help="instances for prompts, instead; with --decode")
+    group.add_argument("--decode", type=int, default=0, help="instances for the rest")
+    group.add_argument(
+        "--kv-transport", choices=("auto", "nixl", "zmq"), default="auto", help="what carries KV between instances"
+    )
+    group.add_argument("--drain-timeout", type=float, default=600.0, help="seconds for what runs on a drained instance")
+
+
+def _transport(args: argparse.Namespace) -> str:
+    """None where there can never be a second instance."""
+    alone = (args.instances or 1) == 1 and not args.prefill and not args.admin_key
+    return "" if alone and not os.environ.get("PENSTOCK_ADMIN_KEY") else str(args.kv_transport)
 
 
 def _scheduler_arguments(group: Any) -> None:
@@ -72,9 +92,9 @@ def main(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
     if args.config:
         args = _with_config(args)
-    worker, front = worker_config(args), front_config(args)
-    _print_configuration(worker, front, args)
-    return uvloop.run(_serve(args, worker, front))
+    worker, fleet, front = worker_config(args), fleet_config(args), front_config(args)
+    _print_configuration(worker, fleet, front, args)
+    return uvloop.run(_serve(args, worker, fleet, front))
 
 
 def _with_config(args: argparse.Namespace) -> argparse.Namespace:
@@ -111,6 +131,7 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
         record=args.record,
         cost=named.resolve(args.cost).cost if args.cost else None,
         correct=not args.no_correction,
+        transport=_transport(args),
     )
 
 
@@ -121,11 +142,27 @@ def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
-    for name in ("request_timeout", "watchdog", "step_timeout"):
+    for name in ("request_timeout", "watchdog", "step_timeout", "drain_timeout"):
         if getattr(args, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name):g}: more than 0 is needed")
     if not 0 <= args.port < 1 << 16:
         raise ValueError(f"--port {args.port}: ports go from 0 (any free one) to {(1 << 16) - 1}")
+
+
+def fleet_config(args: argparse.Namespace) -> FleetConfig:
+    """Which instances there are, and how patient one is with them."""
+    if bool(args.prefill) != bool(args.decode) or min(args.prefill, args.decode) < 0:
+        raise ValueError(f"--prefill {args.prefill} --decode {args.decode}: one needs the other, at least 1 each")
+    if args.prefill and args.instances is not None:
+        raise ValueError("--instances and --prefill/--decode: give either")
+    if args.instances is not None and args.instances < 1:
+        raise ValueError(f"--instances {args.instances}: at least 1 is needed")
+    return FleetConfig(
+        roles=("prefill",) * args.prefill + ("decode",) * args.decode or ("",) * (args.instances or 1),
+        watchdog_s=args.watchdog,
+        step_timeout_s=args.step_timeout,
+        drain_timeout_s=args.drain_timeout,
+    )
 
 
 def front_config(args: argparse.Namespace) -> FrontConfig:
@@ -137,6 +174,7 @@ def front_config(args: argparse.Namespace) -> FrontConfig:
         served_names=tuple(args.served_model_name) or (name,),
         model_folder=folder,
         api_key=args.api_key or os.environ.get("PENSTOCK_API_KEY", ""),
+        admin_key=args.admin_key or os.environ.get("PENSTOCK_ADMIN_KEY", ""),
         slo=Slo.parse(args.slo),
         chat_template=args.chat_template,
         tool_call_parser=args.tool_call_parser,
@@ -145,9 +183,12 @@ def front_config(args: argparse.Namespace) -> FrontConfig:
     )
 
 
-def _print_configuration(worker: WorkerConfig, front: FrontConfig, args: argparse.Namespace) -> None:
+def _print_configuration(
+    worker: WorkerConfig, fleet: FleetConfig, front: FrontConfig, args: argparse.Namespace
+) -> None:
     """The configuration as it is after defaults, file and flags."""
     fields = {**msgspec.to_builtins(worker.engine), **msgspec.to_builtins(worker.limits)}
+    fields |= {"instances": ",".join(role or "both" for role in fleet.roles) if len(fleet.roles) > 1 else None}
     fields |= {"policy": worker.policy, "depth": worker.depth, "host": args.host, "port": args.port}
     fields |= {"model_name": front.served_names[0], "slo": str(front.slo) or None, "api_key": bool(front.api_key)}
     shown = ", ".join(f"{key}={value}" for key, value in fields.items() if value not in (None, ""))
@@ -158,10 +199,10 @@ def _say(text: str) -> None:
     print(f"[penstock] {text}", flush=True)
 
 
-async def _serve(args: argparse.Namespace, worker: WorkerConfig, front: FrontConfig) -> int:
+async def _serve(args: argparse.Namespace, worker: WorkerConfig, fleet: FleetConfig, front: FrontConfig) -> int:
     began = time.monotonic()
-    home = Home(worker, HomeConfig(watchdog_s=args.watchdog, step_timeout_s=args.step_timeout))
-    home.say = _say
+    home = Home(worker, fleet)
+    home.fleet.say = _say
     app = create_app(home, front)
     stop = _stop_on_signals(home)
     await home.start()
@@ -234,11 +275,15 @@ async def _announce(home: Home, front: FrontConfig, began: float) -> None:
     info = home.info
     assert info is not None
     _say(
-        f"ready in {time.monotonic() - began:.1f} s: {front.served_names[0]}, {info.dtype} on {info.device}, "
-        f"{info.threads} threads, {info.pages} KV pages of {info.page_tokens} tokens "
+        f"ready in {time.monotonic() - began:.1f} s: {front.served_names[0]}, {_times(len(home.instances))}"
+        f"{info.dtype} on {info.device}, {info.threads} threads, {info.pages} KV pages of {info.page_tokens} tokens "
         f"({info.pages * info.page_tokens * info.kv_bytes_per_token / 2**20:.0f} MiB), "
         f"at most {info.max_len} tokens a request; {'; '.join(info.notes)}"
     )
+
+
+def _times(instances: int) -> str:
+    return f"{instances} instances, each " if instances > 1 else ""
 
 
 async def _fail_with(home: Home) -> None:

@@ -10,6 +10,7 @@ from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, R
 from penstock.core.events import Cancelled, Executed, InstanceEvent, StepDone, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
+from penstock.core.move import Adopt, Discard, Receive
 from penstock.core.step import StepPlan
 from penstock.drivers.keys import block_keys
 from penstock.engine.base import Engine, Output
@@ -76,9 +77,15 @@ class Local:
                 carry_out(self.engine, command)
 
 
-def carry_out(engine: Engine, command: Bind | Share | Evict | Release) -> None:
+def carry_out(engine: Engine, command: Bind | Share | Evict | Release | Receive | Adopt | Discard) -> None:
     """A command of the core about pages, as the engine's verb."""
     match command:
+        case Receive(move, keys):
+            engine.receive(move, keys)
+        case Adopt(job, move, upto):
+            engine.adopt(job, move, upto)
+        case Discard(move):
+            engine.discard(move)
         case Bind(job, keys):
             engine.bind(job, keys)
         case Share(job, keys):

@@ -1,16 +1,38 @@
-"""What homes and workers say to each other: msgspec structs over ZeroMQ, one tagged union each way, nothing pickled."""
+"""What homes, instances and the control say to each other: msgspec structs, one tagged union for each reader.
+
+A worker process is an instance. A home owns streams; the control starts instances and knows them all.
+"""
 
 import msgspec
 
 from penstock.core.events import Load
 from penstock.core.job import JobSpec
+from penstock.core.move import Ask, Assigned, Offload, PeerEvent, PeerLeft, Switch, Switched
 from penstock.cost.models import Model
 from penstock.engine.base import EngineInfo, Output
 from penstock.engine.params import Sampling
 
+#: The control's name as a sender.
+CONTROL = "c"
+
+
+def instance_name(instance: int) -> str:
+    """An instance's name as a sender; of files too, so it is short."""
+    return f"i{instance}"
+
+
+def home_name(home: int) -> str:
+    return f"h{home}"
+
+
+class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
+    """A home's first word to an instance: where it is reached."""
+
+    address: str
+
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
-    """A job for the worker. `tokens` are the prompt (the first `prompt` of them) and what was delivered before."""
+    """A job for the instance. `tokens` are the prompt (the first `prompt` of them) and what was delivered before."""
 
     spec: JobSpec
     epoch: int
@@ -19,6 +41,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     sampling: Sampling
     #: What else the names of the job's blocks depend on (tenant, adapter).
     salt: str = ""
+    #: See `core.events.Submitted`.
+    move: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
@@ -28,8 +52,15 @@ class Cancel(msgspec.Struct, frozen=True, array_like=True, tag="cancel"):
     epoch: int
 
 
+class Roll(msgspec.Struct, frozen=True, array_like=True, tag="roll"):
+    """All jobs (job, epoch) that the home believes are here. The instance drops what else it has of that home, and
+    answers Absent."""
+
+    jobs: list[tuple[int, int]]
+
+
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
-    """Asks the worker for a Pong, to tell a busy one from a hung one."""
+    """Asks for a Pong, to tell a busy instance from a hung one."""
 
     number: int
 
@@ -38,18 +69,35 @@ class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
     """End the process now."""
 
 
-ToWorker = Submit | Cancel | Ping | Stop
+class Neighbour(msgspec.Struct, frozen=True, array_like=True, tag="neighbour"):
+    """Another instance is up: where it is reached, and where its pages are."""
+
+    instance: int
+    address: str
+    pages_at: list[bytes]
+
+
+class Peer(msgspec.Struct, frozen=True, array_like=True, tag="peer"):
+    """Another instance's word about a move. With Extend come the physical pages of the positions that it names."""
+
+    event: PeerEvent
+    pages: list[int] = []
+
+
+ToWorker = Attach | Submit | Cancel | Roll | Ping | Stop | Neighbour | PeerLeft | Peer | Switched | Offload | Assigned
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
-    """The worker is ready."""
+    """The instance is ready, and where it is reached."""
 
     version: str
     instance: int
-    pid: int
+    address: str
     info: EngineInfo
     #: What steps cost: measured when the worker started, or given to it.
     cost: Model
+    #: Of its transports.
+    pages_at: list[bytes] = []
 
 
 class Starting(msgspec.Struct, frozen=True, array_like=True, tag="starting"):
@@ -62,6 +110,29 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
     """The worker cannot serve this model or configuration, and restarting it would not help."""
 
     error: str
+
+
+class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
+    """The instance's load, where it has changed."""
+
+    load: Load
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
+    """`step_s` is how long the step that runs now has been running, 0 if none does."""
+
+    number: int
+    step_s: float
+
+
+ToControl = Hello | Starting | Refused | Loaded | Pong | Ask
+
+
+class Began(msgspec.Struct, frozen=True, array_like=True, tag="began"):
+    """The job has pages and will be in the next steps."""
+
+    job: int
+    epoch: int
 
 
 class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
@@ -79,17 +150,10 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     reason: str
 
 
-class Loaded(msgspec.Struct, frozen=True, array_like=True, tag="loaded"):
-    """The instance's load, where it has changed."""
+class Absent(msgspec.Struct, frozen=True, array_like=True, tag="absent"):
+    """Jobs (job, epoch) of a Roll that are not here."""
 
-    load: Load
-
-
-class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
-    """`step_s` is how long the step that runs now has been running, 0 if none does."""
-
-    number: int
-    step_s: float
+    jobs: list[tuple[int, int]]
 
 
-ToHome = Hello | Starting | Refused | Stepped | Failed | Loaded | Pong
+ToHome = Began | Stepped | Failed | Absent | Switch

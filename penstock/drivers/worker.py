@@ -3,14 +3,19 @@
 Two threads that matter. The main one owns the engine, from loading to the last step, and takes its commands from a
 queue. (OpenMP keeps a pool of threads for each thread that uses it, and with two pools on the same cores their threads
 stop spinning between kernels: a lone decode step of a 0.29 B model then took 58 ms instead of 37.) The other owns the
-core and the socket, so that messages are answered and the next step is planned while a step runs. The worker ends when
+core and the mailbox, so that messages are answered and the next step is planned while a step runs. The worker ends when
 its stdin closes: whoever started it is then gone, however it went.
+
+It serves any number of homes, which introduce themselves. A home that is silent for longer than its lease has its jobs
+dropped; should it come back, it hears at its next roll call that they are not here.
 """
 
 import ctypes
+import math
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,7 +23,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 import zmq
@@ -30,6 +35,25 @@ from penstock.core.commands import Bind, EngineCommand, Evict, InstanceCommand, 
 from penstock.core.commands import End as EndCommand
 from penstock.core.events import Cancelled, InstanceEvent, Named, StepDone, StepFailed, Submitted
 from penstock.core.instance import Instance, InstanceConfig
+from penstock.core.job import NEVER
+from penstock.core.move import (
+    Adopt,
+    Ask,
+    Assigned,
+    Discard,
+    Extend,
+    Offload,
+    PeerLeft,
+    Pull,
+    Pulled,
+    Receive,
+    Switch,
+    Switched,
+    Tell,
+    Tick,
+)
+from penstock.core.moves import MoveLimits
+from penstock.core.slo import SECOND
 from penstock.core.step import StepPlan
 from penstock.cost.linear import Linear, fit
 from penstock.cost.models import Model
@@ -37,18 +61,28 @@ from penstock.drivers import messages as m
 from penstock.drivers.keys import block_keys
 from penstock.drivers.local import carry_out, exceptions
 from penstock.drivers.log import Header, InstanceEntry, LogWriter
+from penstock.drivers.wire import Keys, Mailbox
 from penstock.engine.base import Engine, Output
 from penstock.engine.null import NullEngine, NullOptions, null_info
 from penstock.engine.options import EngineOptions
+from penstock.engine.transport.base import Transport
 from penstock.policies.bundles import make_instance
+
+#: How often the worker looks after what has no event of its own.
+_LOOK_S = 1.0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that a worker needs to know; crosses to the process as JSON."""
 
     engine: EngineOptions | NullOptions
-    address: str = ""
+    #: Where the control is reached.
+    control: str = ""
+    #: Of the deployment; None where all is on one host.
+    keys: Keys | None = None
     instance: int = 0
+    #: See `core.instance.InstanceConfig`.
+    role: str = ""
     policy: str = "fcfs"
     limits: Limits = Limits()
     depth: int = 1
@@ -60,6 +94,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     cost: Model | None = None
     #: Whether what steps take corrects what the policy expects of them.
     correct: bool = True
+    #: What carries KV pages: see `engine.transport.choose`; "" for nothing, then jobs that move are computed again.
+    transport: str = ""
+    moves: MoveLimits = MoveLimits()
+    #: A home that is silent for so long is taken for gone.
+    lease_s: float = 10.0
 
 
 class Stepped(msgspec.Struct):
@@ -85,18 +124,27 @@ class Audit(msgspec.Struct):
     used: int
 
 
-Todo = m.Submit | EngineCommand | Audit
+class Fetch(msgspec.Struct):
+    """Make room for what is pulled, and pull it from these pages of the source."""
+
+    pull: Pull
+    source_pages: list[int]
+
+
+Todo = m.Submit | EngineCommand | Fetch | Tell | Audit
+Done = Stepped | Broken | Pulled | Tell
 
 
 class EngineLoop:
     """The engine's thread: carries out its commands in order, posts what came of them and wakes the core's thread."""
 
-    def __init__(self, engine: Engine, wake: int) -> None:
+    def __init__(self, engine: Engine, transport: Transport | None, wake: int) -> None:
         self.todo: queue.SimpleQueue[Todo] = queue.SimpleQueue()
-        self.done: deque[Stepped | Broken] = deque()
+        self.done: deque[Done] = deque()
         #: time.monotonic() at which the step that runs began; 0 if none does.
         self.since = 0.0
         self._engine = engine
+        self._transport = transport
         self._wake = wake
         self._broken: set[int] = set()
 
@@ -106,20 +154,31 @@ class EngineLoop:
             while True:
                 result = self._carry_out(self.todo.get())
                 if result is not None:
-                    self.done.append(result)
-                    os.write(self._wake, b"x")
+                    self._post(result)
         except BaseException:
             traceback.print_exc()
             os._exit(70)
 
-    def _carry_out(self, command: Todo) -> Stepped | Broken | None:
+    def _post(self, result: Done) -> None:
+        """Any thread."""
+        self.done.append(result)
+        os.write(self._wake, b"x")
+
+    def _carry_out(self, command: Todo) -> Done | None:
         match command:
             case Run(plan):
                 return self._step(plan)
             case m.Submit():
                 return self._add(command)
-            case Evict():
+            case Evict() | Receive() | Discard():
                 carry_out(self._engine, command)
+            case Adopt(job, move):
+                carry_out(self._engine, Discard(move) if job in self._broken else command)
+            case Fetch(pull, source_pages):
+                self._fetch(pull, source_pages)
+            case Tell():
+                # By now the engine has heard of all that the core knew.
+                return command
             case Bind(job) | Share(job) | Release(job) if job not in self._broken:
                 carry_out(self._engine, command)
             case Release(job, True):
@@ -137,6 +196,22 @@ class EngineLoop:
             return Broken(submit.spec.id, submit.epoch, str(error))
         return None
 
+    def _fetch(self, pull: Pull, source_pages: list[int]) -> None:
+        """Both lists of pages are of all positions from 0 on."""
+        own_pages = self._engine.room(pull.move, pull.end)
+
+        def done(error: str) -> None:
+            self._post(Pulled(pull.move, pull.end, error))
+
+        if self._transport is None:
+            return done("there is no transport" if own_pages else "")
+        page_tokens = self._engine.info.page_tokens
+        pages = slice(pull.start // page_tokens, -(-pull.end // page_tokens))
+        try:
+            self._transport.pull(pull.source, source_pages[pages], own_pages[pages], done)
+        except ValueError as error:
+            done(str(error))
+
     def _step(self, plan: StepPlan) -> Stepped:
         self.since = time.monotonic()
         began = time.perf_counter_ns()
@@ -151,11 +226,12 @@ class EngineLoop:
 
 
 class Tracked:
-    """What the worker keeps of a job beside the core: its tokens, to name the blocks of its output."""
+    """What the worker keeps of a job beside the core: its home, and its tokens, to name the blocks of its output."""
 
-    __slots__ = ("epoch", "first_step", "keys", "salt", "tokens")
+    __slots__ = ("epoch", "first_step", "home", "keys", "salt", "tokens")
 
-    def __init__(self, submit: m.Submit, first_step: int) -> None:
+    def __init__(self, home: str, submit: m.Submit, first_step: int) -> None:
+        self.home = home
         self.epoch = submit.epoch
         #: Steps before this one may still speak of an earlier epoch.
         self.first_step = first_step
@@ -167,7 +243,14 @@ class Tracked:
 class Worker:
     """The core's thread."""
 
-    def __init__(self, config: WorkerConfig, engine: Engine, cost: Model, socket: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self,
+        config: WorkerConfig,
+        engine: Engine,
+        transport: Transport | None,
+        cost: Model,
+        mailbox: Mailbox[m.ToWorker],
+    ) -> None:
         info = engine.info
         core = InstanceConfig(
             policy=config.policy,
@@ -177,18 +260,28 @@ class Worker:
             depth=config.depth,
             limits=config.limits,
             correct=config.correct,
+            number=config.instance,
+            role=config.role,
+            moves=config.moves,
         )
         self._config = config
         self._engine = engine
-        self._socket = socket
+        self._transport = transport
+        self._mailbox = mailbox
         self._core: Instance = make_instance(core, cost)
         self._log = LogWriter(Path(config.record), Header(instance=core, predictor=cost)) if config.record else None
+        #: Jobs that the engine knows.
         self._tracked: dict[int, Tracked] = {}
+        #: Home -> when it was last heard of, s.
+        self._homes: dict[str, float] = {}
         self._woken, wake = os.pipe()
         os.set_blocking(self._woken, False)
-        self.engine_loop = EngineLoop(engine, wake)
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(m.ToWorker)
+        #: Move that arrives -> physical pages at its source.
+        self._source_pages: dict[int, list[int]] = {}
+        #: Jobs that go elsewhere, once all their tokens are told.
+        self._switches: list[Switch] = []
+        self.engine_loop = EngineLoop(engine, transport, wake)
+        self._looked_s = time.monotonic()
         self._stop = False
 
     def run(self) -> None:
@@ -198,75 +291,151 @@ class Worker:
         except BaseException:
             traceback.print_exc()
             os._exit(70)
-        _leave(self._socket, 0)
+        _leave(self._mailbox, 0)
 
     def _serve(self) -> None:
-        flush_at = 0.0
         poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._mailbox.inbox, zmq.POLLIN)
         poller.register(self._woken, zmq.POLLIN)
         while not self._stop:
-            ready = dict(poller.poll(1000))
+            ready = dict(poller.poll(self._wait_ms()))
             if self._woken in ready:
                 os.read(self._woken, 4096)
             while self.engine_loop.done:
                 self._on_done(self.engine_loop.done.popleft())
-            self._receive()
-            if self._log and time.monotonic() > flush_at:
-                self._log.flush()
-                flush_at = time.monotonic() + 1
+            all_read = self._receive()
+            if (due := self._core.due) is not None and due <= time.monotonic_ns():
+                self._feed(Tick())
+            if time.monotonic() - self._looked_s >= _LOOK_S:
+                self._look(all_read)
         if self._log:
             self._log.close()
 
-    def _receive(self) -> None:
-        for _ in range(64):
-            try:
-                message = self._decoder.decode(self._socket.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            self._on_message(message)
+    def _wait_ms(self) -> int:
+        due = self._core.due
+        left_s = _LOOK_S if due is None else min(_LOOK_S, max(0, due - time.monotonic_ns()) / SECOND)
+        return math.ceil(left_s * 1000)
 
-    def _on_message(self, message: m.ToWorker) -> None:
+    def _receive(self) -> bool:
+        """Some of what has come; whether that was all."""
+        for _ in range(64):
+            letter = self._mailbox.receive()
+            if letter is None:
+                return True
+            self._on_letter(letter.sender, letter.message)
+        return False
+
+    def _look(self, all_read: bool) -> None:
+        """Once a second: who has not been heard of for too long?"""
+        now_s = time.monotonic()
+        late_s, self._looked_s = now_s - self._looked_s, now_s
+        if self._log:
+            self._log.flush()
+        if late_s > 2 * _LOOK_S:
+            # It was this process that slept: what homes said meanwhile is yet to be read.
+            self._homes = {home: heard_s + late_s for home, heard_s in self._homes.items()}
+        for home, heard_s in self._homes.items():
+            if all_read and now_s - heard_s > self._config.lease_s:
+                self._drop(home, {})
+
+    # -- homes ---------------------------------------------------------------------------------------------------
+
+    def _on_letter(self, sender: str, message: m.ToWorker) -> None:
+        if sender in self._homes:
+            self._homes[sender] = time.monotonic()
         match message:
             case m.Submit():
-                self._on_submit(message)
+                self._on_submit(sender, message)
             case m.Cancel(job, epoch):
                 self._feed(Cancelled(job, epoch))
+            case m.Peer(event, pages):
+                if isinstance(event, Extend):
+                    self._source_pages[event.move] = pages
+                self._feed(event)
+            case Switched() | Offload() | Assigned():
+                self._feed(message)
+            case m.Roll(jobs):
+                self._on_roll(sender, jobs)
             case m.Ping(number):
                 since = self.engine_loop.since
-                self._send(m.Pong(number, time.monotonic() - since if since else 0.0))
+                self._mailbox.send(sender, m.Pong(number, time.monotonic() - since if since else 0.0))
+            case m.Attach(address):
+                self._homes[sender] = time.monotonic()
+                self._mailbox.connect(sender, address)
+            case m.Neighbour():
+                self._on_neighbour(message)
+            case PeerLeft(instance):
+                self._mailbox.disconnect(m.instance_name(instance))
+                if self._transport is not None:
+                    self._transport.forget(instance)
+                self._feed(message)
             case m.Stop():
                 self._stop = True
 
-    def _on_submit(self, submit: m.Submit) -> None:
+    def _on_submit(self, home: str, submit: m.Submit) -> None:
         """The engine hears of a job before the core does, and of the end of an earlier epoch before either."""
         job = submit.spec.id
-        here = self._core.jobs.get(job)
-        if here is not None and here.epoch >= submit.epoch:
-            return
+        here = self._tracked.get(job)
         if here is not None:
+            if here.epoch >= submit.epoch:
+                return
             self._feed(Cancelled(job, here.epoch))
         self.engine_loop.todo.put(submit)
-        self._tracked[job] = Tracked(submit, self._core.next_step)
-        self._feed(Submitted(submit.spec, submit.epoch))
-        if job not in self._core.jobs:
-            self._tracked.pop(job, None)
-            self.engine_loop.todo.put(Release(job, True))
+        self._tracked[job] = Tracked(home, submit, self._core.next_step)
+        self._feed(Submitted(submit.spec, submit.epoch, submit.move))
 
-    def _on_done(self, done: Stepped | Broken) -> None:
-        if isinstance(done, Broken):
-            self._send(m.Failed(done.job, done.epoch, "invalid", done.reason))
-            self._feed(Cancelled(done.job, done.epoch))
+    def _on_neighbour(self, card: m.Neighbour) -> None:
+        self._mailbox.connect(m.instance_name(card.instance), card.address)
+        if self._transport is None:
             return
-        if done.error:
-            self._feed(StepFailed(done.seq, done.error))
-            return
+        try:
+            self._transport.connect(card.instance, card.pages_at)
+        except ValueError as error:
+            text = f"no KV pages come from instance {card.instance}, jobs from there are computed again: {error}"
+            self._mailbox.send(m.CONTROL, m.Starting(text))
+
+    def _on_roll(self, home: str, jobs: list[tuple[int, int]]) -> None:
+        listed = dict(jobs)
+        self._drop(home, listed)
+        tracked = self._tracked
+        absent = [(job, epoch) for job, epoch in jobs if job not in tracked or tracked[job].epoch < epoch]
+        if absent:
+            self._mailbox.send(home, m.Absent(absent))
+
+    def _drop(self, home: str, listed: dict[int, int]) -> None:
+        """Drop the home's jobs that it does not list, or lists with a later epoch. Those that have moved on are left
+        alone: their pages are still being read."""
+        for job, tracked in list(self._tracked.items()):
+            if tracked.home == home and tracked.epoch < listed.get(job, NEVER) and job in self._core.jobs:
+                self._feed(Cancelled(job, tracked.epoch))
+
+    # -- the engine ----------------------------------------------------------------------------------------------
+
+    def _on_done(self, done: Done) -> None:
+        match done:
+            case Pulled():
+                self._feed(done)
+            case Tell():
+                self._tell(done)
+            case Broken(job, epoch, reason):
+                self._fail(job, epoch, "invalid", reason)
+                self._feed(Cancelled(job, epoch))
+            case Stepped(seq, _, _, error) if error:
+                self._feed(StepFailed(seq, error))
+            case Stepped():
+                self._on_stepped(done)
+
+    def _on_stepped(self, done: Stepped) -> None:
         current = [(t, o) for o in done.outputs if (t := self._tracked.get(o.job)) and t.first_step <= done.seq]
         # First the next step, then the tokens: the engine should not wait for messages.
-        self._feed(StepDone(done.seq, exceptions(done.outputs), done.took_ns))
-        told = [(tracked.epoch, output) for tracked, output in current if output.tokens or output.finish]
-        if told:
-            self._send(m.Stepped(told))
+        self._decide(StepDone(done.seq, exceptions(done.outputs), done.took_ns))
+        told: dict[str, list[tuple[int, Output]]] = {}
+        for tracked, output in current:
+            if output.tokens or output.finish:
+                told.setdefault(tracked.home, []).append((tracked.epoch, output))
+        for home, outputs in told.items():
+            self._mailbox.send(home, m.Stepped(outputs))
+        self._switch()
         for tracked, output in current:
             self._name(tracked, output)
 
@@ -279,35 +448,89 @@ class Worker:
             tracked.keys += keys
             self._feed(Named(output.job, tuple(keys)))
 
+    # -- the core ------------------------------------------------------------------------------------------------
+
     def _feed(self, event: InstanceEvent) -> None:
+        self._decide(event)
+        self._switch()
+
+    def _decide(self, event: InstanceEvent) -> None:
+        """Tell the core, and have done what it says, but for switches."""
         now = time.monotonic_ns()
         commands = self._core.handle(event, now)
         if self._log:
             self._log.write(InstanceEntry(now, event, commands))
         for command in commands:
             self._carry_out(command)
-        if not self._core.jobs:
+        if not self._core.jobs and not self._core.moves.active:
             self._check_idle()
 
     def _carry_out(self, command: InstanceCommand) -> None:
         match command:
             case Report(load):
-                self._send(m.Loaded(load))
+                self._mailbox.send(m.CONTROL, m.Loaded(load))
             case EndCommand(job, epoch, outcome, reason):
-                self._send(m.Failed(job, epoch, outcome, reason))
-            case Bind() | Share() | Evict() | Release() | Run():
+                self._fail(job, epoch, outcome, reason)
+                if job not in self._core.jobs:
+                    self._release(Release(job, True))
+            case Release():
+                self._release(command)
+            case Bind(job) | Adopt(job):
                 self.engine_loop.todo.put(command)
-                if isinstance(command, Release) and command.forget:
-                    self._tracked.pop(command.job, None)
+                self._begin(job)
+                if isinstance(command, Adopt):
+                    self._source_pages.pop(command.move, None)
+            case Share() | Evict() | Run() | Receive():
+                self.engine_loop.todo.put(command)
+            case Discard(move):
+                self.engine_loop.todo.put(command)
+                self._source_pages.pop(move, None)
+            case Pull(move):
+                self.engine_loop.todo.put(Fetch(command, self._source_pages[move]))
+            case Tell():
+                self._tell(command)
+            case Switch():
+                self._switches.append(command)
+            case Ask():
+                self._mailbox.send(m.CONTROL, command)
+
+    def _release(self, command: Release) -> None:
+        self.engine_loop.todo.put(command)
+        if command.forget:
+            self._tracked.pop(command.job, None)
+
+    def _tell(self, command: Tell) -> None:
+        """To another instance. Where the engine has not caught up with the core, it passes this on when it has."""
+        event, pages = command.event, list[int]()
+        if isinstance(event, Extend) and self._engine.kv:
+            try:
+                pages = self._engine.pages_of(event.job, event.upto)
+            except KeyError:
+                pages = []
+            if len(pages) * self._engine.info.page_tokens < event.upto:
+                return self.engine_loop.todo.put(command)
+        self._mailbox.send(m.instance_name(command.instance), m.Peer(event, pages))
+
+    def _switch(self) -> None:
+        for switch in self._switches:
+            if (tracked := self._tracked.get(switch.job)) is not None:
+                self._mailbox.send(tracked.home, switch)
+        self._switches.clear()
+
+    def _begin(self, job: int) -> None:
+        if (tracked := self._tracked.get(job)) is not None:
+            self._mailbox.send(tracked.home, m.Began(job, tracked.epoch))
+
+    def _fail(self, job: int, epoch: int, outcome: str, reason: str) -> None:
+        tracked = self._tracked.get(job)
+        if tracked is not None and tracked.epoch == epoch:
+            self._mailbox.send(tracked.home, m.Failed(job, epoch, outcome, reason))
 
     def _check_idle(self) -> None:
         """With no job here, nothing may be left of any."""
         laws.check(self._core)
         pages = self._core.pages
         self.engine_loop.todo.put(Audit(pages.pages - pages.free))
-
-    def _send(self, message: m.ToHome) -> None:
-        self._socket.send(self._encoder.encode(message))
 
 
 def make_engine(options: EngineOptions | NullOptions, say: Callable[[str], None]) -> tuple[Engine, Linear]:
@@ -322,6 +545,19 @@ def make_engine(options: EngineOptions | NullOptions, say: Callable[[str], None]
     return engine, fit([(features, round(seconds * 1e9)) for features, seconds in engine.warm()])
 
 
+def make_transport(config: WorkerConfig, engine: Engine, beside: str, say: Callable[[str], None]) -> Transport | None:
+    """What brings KV pages from other instances, listening beside that address; None if nothing is to."""
+    if not config.transport or not engine.kv:
+        return None
+    # These load what the engine has loaded already.
+    from penstock.engine.transport.choose import start_transport
+    from penstock.engine.transport.tensors import store_of
+
+    at = f"{beside}.kv" if beside.startswith("ipc:") else f"{beside.rpartition(':')[0]}:*"
+    curve = None if config.keys is None else (config.keys.public.encode(), config.keys.secret.encode())
+    return start_transport(config.transport, store_of(engine.kv), at, curve, say=say)
+
+
 def main() -> None:
     """Entry point of the process."""
     _die_with_parent()
@@ -329,25 +565,54 @@ def main() -> None:
     sys.setswitchinterval(0.001)
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
     threading.Thread(target=_end_with_stdin, name="lifeline", daemon=True).start()
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-    socket.connect(config.address)
-    encode = msgspec.msgpack.encode
+    mailbox = _mailbox(config)
+
+    def say(text: str) -> None:
+        mailbox.send(m.CONTROL, m.Starting(text))
+
     try:
-        engine, measured = make_engine(config.engine, lambda text: socket.send(encode(m.Starting(text))))
+        engine, measured = make_engine(config.engine, say)
         cost = config.cost or measured
-        worker = Worker(config, engine, cost, socket)
+        transport = make_transport(config, engine, mailbox.address, say)
+        worker = Worker(config, engine, transport, cost, mailbox)
     except (ValueError, OSError) as error:
-        socket.send(encode(m.Refused(str(error))))
-        _leave(socket, 3)
-    socket.send(encode(m.Hello(penstock.__version__, config.instance, os.getpid(), engine.info, cost)))
+        mailbox.send(m.CONTROL, m.Refused(str(error)))
+        _leave(mailbox, 3)
+    hello = m.Hello(
+        penstock.__version__,
+        config.instance,
+        mailbox.address,
+        engine.info,
+        cost,
+        [transport.address()] if transport else [],
+    )
+    mailbox.send(m.CONTROL, hello)
     threading.Thread(target=worker.run, name="core", daemon=True).start()
     worker.engine_loop.run()
 
 
-def _leave(socket: zmq.Socket[bytes], code: int) -> NoReturn:
+def _mailbox(config: WorkerConfig) -> Mailbox[m.ToWorker]:
+    """Beside the control's on one host, else at any port of the interface that leads to the control."""
+    name = m.instance_name(config.instance)
+    beside = config.control.rpartition("/")[0]
+    bind = f"{beside}/{name}" if beside.startswith("ipc:") else f"tcp://{_own_host(config.control)}:*"
+    mailbox: Mailbox[Any] = Mailbox(name, bind, m.ToWorker, config.keys)
+    mailbox.connect(m.CONTROL, config.control)
+    return mailbox
+
+
+def _own_host(control: str) -> str:
+    """This host's address as the control's host sees it."""
+    host, _, port = control.removeprefix("tcp://").rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        # Of a datagram socket this sends nothing.
+        probe.connect((host, int(port)))
+        return str(probe.getsockname()[0])
+
+
+def _leave(mailbox: Mailbox[m.ToWorker], code: int) -> NoReturn:
     """End the process, whatever other threads are doing, once what was sent is out (a second at most)."""
-    socket.close(linger=1000)
-    zmq.Context.instance().term()
+    mailbox.close(linger_s=1.0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

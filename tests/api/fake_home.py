@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from penstock.core.events import Load
 from penstock.core.slo import Slo
-from penstock.drivers.home import Busy, Chunk, JobFailed, Unavailable
+from penstock.drivers.fleet import Instance, State
+from penstock.drivers.stream import Busy, Chunk, JobFailed, Unavailable
 from penstock.engine.base import EngineInfo
 from penstock.engine.params import Logprobs, Sampling
 
@@ -65,6 +66,38 @@ class FakeStream:
             self._home.open.discard(self.id)
 
 
+def instance(number: int, load: Load, role: str = "", state: State = "up") -> Instance:
+    return Instance(instance=number, role=role, state=state, host="here", pid=1000 + number, load=load)
+
+
+class FakeFleet:
+    """Notes what it is asked for."""
+
+    def __init__(self, home: "FakeHome") -> None:
+        self._home = home
+        self.asked: list[tuple] = []
+
+    def _ask(self, what: str, number: int, *more: str) -> None:
+        if number not in [found.instance for found in self._home.instances]:
+            raise KeyError(number)
+        self.asked.append((what, number, *more))
+
+    def add(self, role: str) -> None:
+        self.asked.append(("add", role))
+
+    def remove(self, number: int) -> None:
+        self._ask("remove", number)
+
+    def drain(self, number: int) -> None:
+        self._ask("drain", number)
+
+    def assign(self, number: int, role: str) -> None:
+        self._ask("assign", number, role)
+
+    def restart(self) -> None:
+        self.asked.append(("restart",))
+
+
 class FakeHome:
     """`script` says what a job's stream yields; `refuse` is raised at the next submissions."""
 
@@ -77,6 +110,8 @@ class FakeHome:
         self.state = "ready"
         self.state_reason = ""
         self.capacity = Load(waiting=1, running=2, pages=100, pages_free=75)
+        self.instances = [instance(0, self.capacity)]
+        self.fleet = FakeFleet(self)
         self.script: Script = echo
         self.refuse: Busy | Unavailable | None = None
         self.asked: list[Asked] = []

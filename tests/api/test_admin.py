@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from fake_home import FakeHome, JobFailed, say
+from fake_home import FakeHome, JobFailed, instance, say
 from prometheus_client.parser import text_string_to_metric_families
 from serving import running, wait_for
 
 from penstock import __version__
 from penstock.api.config import FrontConfig
+from penstock.core.events import Load
 
 
 def test_models(server: str) -> None:
@@ -35,6 +36,11 @@ def test_health_is_200_only_when_ready(server: str, home: FakeHome, path: str) -
         assert reply.status_code == 503
         assert reply.json()["error"]["code"] == state
         assert "because" in reply.json()["error"]["message"]
+
+
+def test_health_counts_instances(server: str, home: FakeHome) -> None:
+    home.instances = [instance(0, Load()), instance(1, Load(), state="draining"), instance(2, Load())]
+    assert httpx.get(f"{server}/health").json() == {"status": "ready", "instances_up": 2, "instances": 3}
 
 
 def test_version_and_load(server: str) -> None:
@@ -108,6 +114,26 @@ def test_metrics_under_both_names(fresh: str, home: FakeHome) -> None:
         for name in ("good", "late", "dropped", "rejected", "failed", "cancelled")
     }
     assert outcomes == {"good": 1, "late": 1, "dropped": 1, "rejected": 0, "failed": 0, "cancelled": 1}
+
+
+def test_metrics_of_each_instance(fresh: str, home: FakeHome) -> None:
+    loads = [Load(running=2, pages=100, pages_free=75, preemptions=5), Load(waiting=3, pages=50, pages_free=50)]
+    home.instances = [instance(0, loads[0]), instance(7, loads[1], "decode", "draining")]
+    found = {key: value for key, value in metrics(fresh).items() if key[0].startswith("penstock_instance_")}
+    assert found == {
+        ("penstock_instance_up", "0,"): 1,
+        ("penstock_instance_up", "7,decode"): 0,
+        ("penstock_instance_requests_running", "0,"): 2,
+        ("penstock_instance_requests_running", "7,decode"): 0,
+        ("penstock_instance_requests_waiting", "0,"): 0,
+        ("penstock_instance_requests_waiting", "7,decode"): 3,
+        ("penstock_instance_kv_pages", "0,"): 100,
+        ("penstock_instance_kv_pages", "7,decode"): 50,
+        ("penstock_instance_kv_pages_free", "0,"): 75,
+        ("penstock_instance_kv_pages_free", "7,decode"): 50,
+        ("penstock_instance_preemptions_total", "0,"): 5,
+        ("penstock_instance_preemptions_total", "7,decode"): 0,
+    }
 
 
 def test_a_finished_answer_is_no_load(server: str, home: FakeHome) -> None:

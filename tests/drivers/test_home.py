@@ -8,12 +8,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
+import penstock
 from penstock.core.batch import Limits
-from penstock.drivers.home import Busy, Home, HomeConfig, JobFailed, Stream, Unavailable
+from penstock.drivers import messages as m
+from penstock.drivers.fleet import FleetConfig
+from penstock.drivers.home import Home
 from penstock.drivers.log import replay
+from penstock.drivers.stream import Busy, JobFailed, Stream, Unavailable
+from penstock.drivers.wire import Mailbox
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.null import NullOptions
 from penstock.engine.options import EngineOptions
@@ -39,7 +45,7 @@ async def launch() -> AsyncIterator[Launch]:
     """Starts homes; afterwards none has left a process."""
     homes: list[Home] = []
 
-    async def started(worker: WorkerConfig, config: HomeConfig | None = None, ready: bool = True) -> Home:
+    async def started(worker: WorkerConfig, config: FleetConfig | None = None, ready: bool = True) -> Home:
         homes.append(Home(worker, config))
         await homes[-1].start()
         if ready:
@@ -55,18 +61,24 @@ async def launch() -> AsyncIterator[Launch]:
 
 @pytest.fixture
 async def home(launch: Launch) -> Home:
-    return await launch(WorkerConfig(engine=FAST), HomeConfig(watchdog_s=1.0))
+    return await launch(WorkerConfig(engine=FAST), FleetConfig(watchdog_s=1.0))
+
+
+async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {within_s} s"
+        await asyncio.sleep(0.01)
 
 
 async def settled(home: Home, within_s: float = 10.0) -> None:
     """Until the worker reports that it has no job, with all pages free or evictable."""
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
+
+    def idle() -> bool:
         load = home.capacity
-        if not load.running and not load.waiting and load.pages == load.pages_free == FAST.pages:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"not idle after {within_s} s: {home.capacity}")
+        return not load.running and not load.waiting and load.pages == load.pages_free == FAST.pages
+
+    await until(idle, within_s)
 
 
 async def test_every_token_once_and_in_order(home: Home) -> None:
@@ -114,23 +126,87 @@ async def test_a_full_queue_is_refused_at_once(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_dead_or_hung_worker_is_replaced(home: Home, how: signal.Signals) -> None:
+async def test_jobs_of_a_dead_or_hung_worker_go_on_in_the_next(home: Home, how: signal.Signals) -> None:
     for round_number in range(2):
-        streams = [home.submit([1, 2, 3], Sampling(max_tokens=5000)) for _ in range(8)]
+        streams = [home.submit([1, 2, 3], Sampling(max_tokens=500)) for _ in range(8)]
         await asyncio.gather(*(s.__anext__() for s in streams))
-        os.kill(worker_pid(home), how)
-        for stream in streams:
-            with pytest.raises(JobFailed, match="the engine ended"):
-                await read(stream)
-        late = home.submit([1, 2, 3], Sampling(max_tokens=5))
-        assert await asyncio.wait_for(read(late), 20) == expected(late.id, 5)
-        assert home.restarts == round_number + 1
+        os.kill(home.instances[0].pid, how)
+        answers = await asyncio.gather(*map(read, streams))
+        assert answers == [expected(s.id, 500)[1:] for s in streams]
+        assert home.fleet.restarts == round_number + 1
     await settled(home)
 
 
-def worker_pid(home: Home) -> int:
-    assert home.worker_pid is not None
-    return home.worker_pid
+async def test_a_job_that_workers_die_of_fails_and_no_other(launch: Launch) -> None:
+    """Its prompt would take a minute; while it does, the worker is killed, again and again."""
+    slow = NullOptions(pages=512, cost=(1e6, 3e8, 0.0, 1e4, 0.0))
+    home = await launch(WorkerConfig(engine=slow, limits=Limits(max_num_seqs=1)))
+    poison = home.submit([1] * 200, Sampling(max_tokens=5))
+    waiting = home.submit([1], Sampling(max_tokens=5))
+    for _ in range(3):
+        await until(lambda: poison.began)
+        victim = home.instances[0].pid
+        os.kill(victim, signal.SIGKILL)
+        while any(instance.pid == victim for instance in home.instances):
+            await home.changed()
+    with pytest.raises(JobFailed, match=r"SIGKILL.* 3 times in a row"):
+        await read(poison)
+    assert await read(waiting) == expected(waiting.id, 5)
+
+
+async def test_a_job_that_went_missing_is_found_at_the_next_roll(home: Home) -> None:
+    """As if the home had never sent it, or the tokens had been lost on their way."""
+    streams = [home.submit([1, 2, 3], Sampling(max_tokens=2000)) for _ in range(3)]
+    await asyncio.gather(*(s.__anext__() for s in streams))
+    home._tell(home.instances[0].instance, m.Cancel(streams[1].id, streams[1].epoch))
+    answers = await asyncio.gather(*map(read, streams))
+    assert answers == [expected(s.id, 2000)[1:] for s in streams]
+    assert [s.epoch for s in streams] == [1, 3, 1]
+    await settled(home)
+
+
+async def test_a_job_that_the_home_does_not_know_is_dropped_at_the_next_roll(home: Home) -> None:
+    stream = home.submit([1, 2, 3], Sampling(max_tokens=4000))
+    await stream.__anext__()
+    del home._streams[stream.id]
+    await settled(home)
+
+
+async def test_a_silent_home_has_its_jobs_dropped_and_others_have_not(launch: Launch, tmp_path: Path) -> None:
+    home = await launch(WorkerConfig(engine=FAST, lease_s=1.5))
+    mine = home.submit([1, 2, 3], Sampling(max_tokens=3000))
+    other: Mailbox[m.ToHome] = Mailbox("h7", f"ipc://{tmp_path}/h7", m.ToHome)
+    other.connect("i0", other_address(home, "i0"))
+    other.send("i0", m.Attach(other.address))
+    spec = msgspec.structs.replace(mine.spec, id=7 << 40)
+    other.send("i0", m.Submit(spec, 1, [1, 2, 3], 3, Sampling(max_tokens=1 << 12)))
+    await until(lambda: home.capacity.running == 2)
+    await until(lambda: home.capacity.running == 1)
+    assert await read(mine) == expected(mine.id, 3000)
+    other.send("i0", m.Roll([(spec.id, 1)]))
+    told = []
+    while not isinstance(told[-1] if told else None, m.Absent):
+        await asyncio.sleep(0.01)
+        told += [letter.message for letter in iter(other.receive, None)]
+    assert told[-1].jobs == [(spec.id, 1)]
+    tokens = [
+        token for message in told if isinstance(message, m.Stepped) for _, o in message.outputs for token in o.tokens
+    ]
+    assert 0 < len(tokens) < 1 << 12
+    assert tokens == expected(spec.id, len(tokens))
+    other.close()
+    await settled(home)
+
+
+def other_address(home: Home, name: str) -> str:
+    return f"{home._mailbox.address.rpartition('/')[0]}/{name}"
+
+
+async def test_a_worker_of_another_version_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(penstock, "__version__", "0.0.0")
+    home = await launch(WorkerConfig(engine=FAST), ready=False)
+    with pytest.raises(Unavailable, match=r"this is 0\.0\.0"):
+        await home.wait_ready(60)
 
 
 async def test_draining_lets_what_runs_finish_and_takes_nothing_new(home: Home) -> None:
@@ -168,7 +244,7 @@ async def test_the_worker_ends_with_its_home() -> None:
         "async def main():\n"
         "    home = Home(WorkerConfig(engine=NullOptions()))\n"
         "    await home.start(); await home.wait_ready(30)\n"
-        "    print(home.worker_pid, flush=True)\n"
+        "    print(home.instances[0].pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
@@ -198,7 +274,7 @@ async def test_a_recorded_run_replays_to_the_same_commands(launch: Launch, tmp_p
     answers = await asyncio.gather(*(read(s) for i, s in enumerate(streams) if i % 4))
     assert answers == [expected(s.id, 60 + i) for i, s in enumerate(streams) if i % 4]
     assert home.capacity.preemptions > 0
-    os.kill(worker_pid(home), signal.SIGKILL)
+    os.kill(home.instances[0].pid, signal.SIGKILL)
     while home.state == "ready":
         await home.changed()
     assert len(await read(home.submit([1, 2], Sampling(max_tokens=3)))) == 3
