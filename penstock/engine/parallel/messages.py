@@ -15,7 +15,8 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     folder: str
     #: As start_engine has them, but for `threads`, which are one rank's.
     options: EngineOptions
-    #: File where the ranks meet (see `group.Group`).
+    #: Descriptors of the sockets to the other ranks, in their order; and a file where ranks on GPUs meet (see `group`).
+    peers: list[int]
     store: str
     #: Descriptor of the memory that takes this rank's KV, where it is the host's.
     memory: int

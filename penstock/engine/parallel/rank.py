@@ -7,6 +7,7 @@ rank 0 is gone. It has no scheduler, no jobs and no sampling.
 import ctypes
 import os
 import signal
+import socket
 import sys
 import traceback
 from multiprocessing.connection import Connection
@@ -68,7 +69,7 @@ class Rank:
         rank_device(join.options, join.rank)
         # Nobody waits for a rank that could not even begin.
         self._send(Done())
-        member = load_share(join)
+        member = load_share(join, [socket.socket(fileno=peer) for peer in join.peers])
         self._send(Done())
         while True:
             message = self._receive()

@@ -4,7 +4,9 @@ Each is `python -m penstock.engine.parallel.rank` with one end of a socket pair.
 goes; and once the instance is ready, this process ends with any of them.
 """
 
+import itertools
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -37,6 +39,11 @@ class Ranks:
         self._processes: list[subprocess.Popen[bytes]] = []
         #: Where each keeps its KV, on a CPU.
         self.memories: list[IO[bytes]] = []
+        #: For each rank, its sockets to the others, in their order.
+        self.peers: list[list[socket.socket]] = [[] for _ in range(size)]
+        for one, other in itertools.combinations(range(size), 2):
+            for rank, end in zip((one, other), socket.socketpair(), strict=True):
+                self.peers[rank].append(end)
         for rank in range(1, size):
             self._start(rank)
 
@@ -48,13 +55,14 @@ class Ranks:
         command = [sys.executable, "-m", "penstock.engine.parallel.rank", str(theirs.fileno())]
         started: Future[subprocess.Popen[bytes]] = Future()
         # The system may end a process with the thread that started it, so a thread stays for that, and watches.
-        args = (rank, command, (theirs.fileno(), memory.fileno()), started)
+        inherited = [theirs.fileno(), memory.fileno(), *(peer.fileno() for peer in self.peers[rank])]
+        args = (rank, command, inherited, started)
         threading.Thread(target=self._watch, args=args, name=f"rank {rank}", daemon=True).start()
         self._processes.append(started.result())
         theirs.close()
 
     def _watch(
-        self, rank: int, command: list[str], inherited: tuple[int, ...], started: "Future[subprocess.Popen[bytes]]"
+        self, rank: int, command: list[str], inherited: Sequence[int], started: "Future[subprocess.Popen[bytes]]"
     ) -> None:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
@@ -90,6 +98,11 @@ class Ranks:
         for pipe, message in zip(self._pipes, messages, strict=True):
             pipe.send_bytes(self._encoder.encode(message))
 
+    def release(self) -> None:
+        """The ranks have their sockets: what is not closed here would not close when they end."""
+        for peer in itertools.chain(*self.peers[1:]):
+            peer.close()
+
     def answers(self) -> list[Done]:
         """One from each rank. Raises ValueError if one refuses, RankLost if one is gone."""
         return [self._answer(rank, START_S) for rank in range(1, len(self._pipes) + 1)]
@@ -122,6 +135,8 @@ class Ranks:
             pipe.close()
         for memory in self.memories:
             memory.close()
+        for peer in itertools.chain(*self.peers):
+            peer.close()
 
 
 def _end_with(rank: int, status: int) -> NoReturn:

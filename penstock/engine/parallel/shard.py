@@ -4,7 +4,9 @@ The model's code runs as it is; it finds fewer heads and a narrower MLP. A `Redu
 `Gathered` one puts their parts side by side.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from socket import socket
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from penstock.engine import load
 from penstock.engine.load import Unsupported
 from penstock.engine.member import Member
 from penstock.engine.options import EngineOptions
-from penstock.engine.parallel.group import Group
+from penstock.engine.parallel.group import Group, Nccl, Sockets
 from penstock.engine.parallel.layers import Gathered, Reduced
 from penstock.engine.parallel.messages import Join
 from penstock.engine.parallel.plan import Cut, cuts
@@ -25,14 +27,15 @@ from penstock.engine.parallel.weights import Weights
 _GPT_NEOX_HEAD = "embed_out.weight"
 
 
-def load_share(join: Join) -> Member:
-    """A rank's share of the model, ready for its next steps. Meets the other ranks on the way. Raises Unsupported or
+def load_share(join: Join, peers: Sequence[socket]) -> Member:
+    """A rank's share of the model, ready for its next steps, with sockets to the other ranks. Raises Unsupported or
     ValueError, saying what to change."""
     options, folder = join.options, Path(join.folder)
     torch.set_num_threads(options.threads or 1)
     config = load.load_config(folder)
     device = rank_device(options, join.rank)
-    group = Group(join.store, join.rank, join.size, device)
+    on_gpu = device.type == "cuda"
+    group = Nccl(join.store, join.rank, join.size, device) if on_gpu else Sockets(peers, join.rank)
     model = skeleton(folder, config, options)
     shard(model, Weights(folder, config, options), group, device)
     return Member(model, config, options)

@@ -45,8 +45,9 @@ class Team:
             with tempfile.TemporaryDirectory(prefix="penstock-") as meeting:
                 mine, *others = [self._join(rank, f"{meeting}/store") for rank in range(size)]
                 self._ranks.tell_each(others)
+                self._ranks.release()
                 self._ranks.answers()
-                self._member, _ = self._together(lambda: load_share(mine))
+                self._member, _ = self._together(lambda: load_share(mine, self._ranks.peers[0]))
         except BaseException:
             self.close()
             raise
@@ -65,6 +66,7 @@ class Team:
             options=self._options,
             store=store,
             memory=memory,
+            peers=[peer.fileno() for peer in self._ranks.peers[rank]],
         )
 
     @property
