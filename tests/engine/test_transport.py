@@ -303,7 +303,7 @@ def test_auto_says_what_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert "on this host (installed, and costs the source nothing)" in said
     name, said = chosen(store, "tcp://127.0.0.1:*")
     assert name == "zmq"
-    assert "tcp with CURVE" in said
+    assert "tcp sockets with CURVE" in said
     assert "NIXL neither encrypts nor authenticates" in said
     assert chosen(no_store(), here)[0] == "zmq"
     monkeypatch.setitem(sys.modules, "nixl", None)
@@ -312,6 +312,24 @@ def test_auto_says_what_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "pip install 'penstock[nixl]'" in said
     with pytest.raises(ValueError, match="NIXL is not installed"):
         start_transport("nixl", store, here)
+
+
+def test_where_nobody_can_listen_or_be_reached(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory"):
+        Ranks(Spec(transport="zmq", folder=str(tmp_path / "missing")))
+    with pytest.raises(ValueError, match="a host that peers can connect to"):
+        start_transport("zmq", no_store(), "tcp://0.0.0.0:*", zmq.curve_keypair())
+    here = Ranks(Spec(transport="zmq", folder=str(tmp_path), limits=Limits(timeout_s=0.2)))
+    known = msgspec.msgpack.decode(here.addresses()[0], type=Address)
+    for where, error in ((b"pigeon://x", "Protocol not supported"), (b"\xff", "Invalid argument")):
+        here.connect(0, [msgspec.msgpack.encode(msgspec.structs.replace(known, where=where))])
+        (told,) = here.pull(0, [1], [1])
+        assert told.startswith("the peer cannot be reached: ")
+        assert error in told
+    nobody = f"ipc://{tmp_path}/nobody".encode()
+    here.connect(0, [msgspec.msgpack.encode(msgspec.structs.replace(known, where=nobody))])
+    assert here.pull(0, [1], [1]) == ["the peer sent nothing for 0.2 s"]
+    here.close()
 
 
 def test_peers_of_another_transport_are_refused(tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ class NixlWire:
         try:
             self._start(one_host)
         except Exception as error:  # its errors have no common class
+            self._waker.close()
             raise ValueError(f"NIXL does not work here ({error}): choose --kv-transport zmq") from error
         self.capability = f"nixl {version()}: one-sided reads over UCX, {'on this host' if one_host else 'any host'}"
 

@@ -6,6 +6,7 @@ CURVE, where all processes of a deployment have one key pair and others are refu
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import ceil
 
 import msgspec
@@ -49,7 +50,7 @@ class ZmqWire:
 
     def __init__(self, store: Store, at: str, curve: Curve | None = None) -> None:
         """Listens `at` ipc://path or tcp://host:port; port * is any. Raises ValueError, saying what to change, or
-        zmq.ZMQError (an OSError), if it cannot."""
+        OSError, if it cannot."""
         if not at.startswith(("ipc://", "tcp://")) or at.startswith(("tcp://*", "tcp://0.0.0.0", "tcp://[::]")):
             raise ValueError(
                 f"{at!r}: listen at ipc://path, or at tcp://host:port with a host that peers can connect to"
@@ -58,6 +59,7 @@ class ZmqWire:
             raise ValueError(f"{at!r}: over TCP, pages need CURVE keys")
         self._store = store
         self._curve = curve
+        self._routes: dict[Route, zmq.Socket[bytes]] = {}
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._poller = zmq.Poller()
         self._waker = Waker()
@@ -68,12 +70,16 @@ class ZmqWire:
         if curve is not None:
             self._server.curve_server = True
             self._server.curve_publickey, self._server.curve_secretkey = curve
-        self._server.bind(at)
-        self._routes: dict[Route, zmq.Socket[bytes]] = {}
+        try:
+            with _os_error(at):
+                self._server.bind(at)
+        except OSError:
+            self.close()
+            raise
         self._decoder = msgspec.msgpack.Decoder(Fetch)
         self.where: bytes = self._server.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0")  # type: ignore[union-attr]
-        through = "ipc" if at.startswith("ipc://") else "tcp with CURVE"
-        self.capability = f"zmq {zmq.zmq_version()}: pages copied through {through} sockets, on any host"
+        through = "ipc sockets, on this host" if at.startswith("ipc://") else "tcp sockets with CURVE, any host"
+        self.capability = f"zmq {zmq.zmq_version()}: pages copied through {through}"
 
     def open(self, route: Route, where: bytes, layout: Layout) -> None:
         socket = self._socket(zmq.DEALER)
@@ -81,7 +87,8 @@ class ZmqWire:
             socket.curve_publickey, socket.curve_secretkey = self._curve
             socket.curve_serverkey = self._curve[0]
         self._routes[route] = socket
-        socket.connect(where.decode())
+        with _os_error(where.decode(errors="replace")):
+            socket.connect(where.decode(errors="replace"))
 
     def shut(self, route: Route) -> None:
         socket = self._routes.pop(route, None)
@@ -91,7 +98,8 @@ class ZmqWire:
 
     def fetch(self, chunk: Chunk) -> None:
         message = Fetch(chunk.number, chunk.source_pages, chunk.start, chunk.end)
-        self._routes[chunk.route].send(msgspec.msgpack.encode(message), zmq.NOBLOCK)
+        with _os_error("its queue is full"):
+            self._routes[chunk.route].send(msgspec.msgpack.encode(message), zmq.NOBLOCK)
 
     def poll(self, wait_s: float) -> Iterator[Arrival]:
         ready = dict(self._poller.poll(ceil(wait_s * 1000)))
@@ -145,6 +153,15 @@ class ZmqWire:
         found = msgspec.msgpack.decode(header.buffer, type=Fetched)
         chunk = np.frombuffer(data[0].buffer, np.uint8) if data else None
         yield Arrival(found.number, chunk, found.error)
+
+
+@contextmanager
+def _os_error(about: str) -> Iterator[None]:
+    """ZeroMQ's errors, which are no OSError, as one."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"{error.strerror} ({about})") from error
 
 
 def refusal(layout: Layout, asked: Fetch) -> str:
