@@ -1,34 +1,38 @@
-"""A socket where real workers say hello."""
+"""A mailbox where real workers say hello."""
 
 import asyncio
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from penstock.drivers import messages as m
+from penstock.drivers.wire import Keys, Mailbox
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.null import NullOptions
 
 
 class Meeting:
-    """Where workers connect to over tcp, and what they say of themselves."""
+    """Where workers report over tcp, and what they say of themselves."""
 
-    def __init__(self, context: zmq.asyncio.Context, host: str = "127.0.0.1") -> None:
-        self._socket = context.socket(zmq.ROUTER)
-        self._address = f"tcp://{host}:{self._socket.bind_to_random_port(f'tcp://{host}')}"
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        self._keys = Keys.make()
+        self._mailbox: Mailbox[m.ToControl] = Mailbox(m.CONTROL, f"tcp://{host}:*", m.ToControl, self._keys)
 
     def config(self, instance: int) -> bytes:
-        """For a worker without a model, which connects here."""
-        return msgspec.json.encode(WorkerConfig(engine=NullOptions(), address=self._address, instance=instance))
+        """For a worker without a model, which reports here."""
+        config = WorkerConfig(engine=NullOptions(), control=self._mailbox.address, keys=self._keys, instance=instance)
+        return msgspec.json.encode(config)
 
     async def hellos(self, count: int) -> dict[int, m.Hello]:
         """Waits for so many; by instance."""
-        decoder = msgspec.msgpack.Decoder(m.ToHome)
         hellos: dict[int, m.Hello] = {}
         async with asyncio.timeout(120):
             while len(hellos) < count:
-                message = decoder.decode((await self._socket.recv_multipart())[-1])
-                if isinstance(message, m.Hello):
-                    hellos[message.instance] = message
+                letter = self._mailbox.receive()
+                if letter is None:
+                    await asyncio.sleep(0.02)
+                elif isinstance(letter.message, m.Hello):
+                    hellos[letter.message.instance] = letter.message
         return hellos
+
+    def close(self) -> None:
+        self._mailbox.close()

@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-import zmq.asyncio
 from meeting import Meeting
 
 from penstock.drivers.launch.base import LOST, LaunchError
@@ -62,9 +61,9 @@ async def launcher(cluster: Cluster) -> AsyncIterator[RayLauncher]:
 @pytest.fixture
 def meeting(launcher: RayLauncher) -> Iterator[Meeting]:
     """At the address where nodes reach this host."""
-    context = zmq.asyncio.Context()
-    yield Meeting(context, launcher.address)
-    context.destroy(linger=0)
+    meeting = Meeting(launcher.address)
+    yield meeting
+    meeting.close()
 
 
 def keepers() -> list[psutil.Process]:
@@ -82,8 +81,7 @@ async def until(true: Callable[[], bool]) -> None:
 async def launch_all(launcher: RayLauncher, meeting: Meeting, count: int) -> list[RayWorker]:
     """So many workers, up and connected."""
     workers = await asyncio.gather(*(launcher.launch(meeting.config(n)) for n in range(count)))
-    hellos = await meeting.hellos(count)
-    assert [hellos[n].pid for n in range(count)] == [worker.pid for worker in workers]
+    assert sorted(await meeting.hellos(count)) == list(range(count))
     return workers
 
 
@@ -160,11 +158,13 @@ async def test_a_worker_ends_with_its_home(cluster: Cluster, meeting: Meeting) -
     command = (sys.executable, "-c", HOME, cluster.address, meeting.config(0).decode())
     home = await asyncio.create_subprocess_exec(*command)
     try:
-        hellos = await meeting.hellos(1)
+        await meeting.hellos(1)
+        [keeper] = keepers()
+        [worker] = keeper.children()
     finally:
         home.kill()
         await home.wait()
-    await until(lambda: not psutil.pid_exists(hellos[0].pid))
+    await until(lambda: not worker.is_running())
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:10001", "nowhere"])
