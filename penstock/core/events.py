@@ -61,9 +61,10 @@ InstanceEvent = Submitted | Cancelled | Named | StepDone | StepFailed | MoveEven
 
 
 class Arrived(msgspec.Struct, frozen=True, array_like=True, tag="arrived"):
-    """A request has come in at a home."""
+    """A request has come in at a home; or `again`, where its instance is gone: then it is not refused."""
 
     spec: JobSpec
+    again: bool = False
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag="ended"):

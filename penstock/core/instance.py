@@ -214,7 +214,8 @@ class Instance:
                 f"needs room for {job.total} tokens, the KV cache has {room}: shorten the prompt or lower max_tokens"
             )
             return self._turn_away(event, "invalid", reason, out)
-        if len(self.waiting) >= self.config.limits.max_num_queued:
+        # What was taken once, elsewhere, is not turned away.
+        if len(self.waiting) >= self.config.limits.max_num_queued and event.epoch <= 1:
             return self._turn_away(event, "rejected", "queue full", out)
         self._enter(job)
         self.waiting.push(job)

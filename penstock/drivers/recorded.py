@@ -32,6 +32,7 @@ from penstock.core.events import (
     Submitted,
 )
 from penstock.core.job import JobSpec
+from penstock.core.move import Pull, Pulled
 from penstock.core.slo import SECOND
 from penstock.core.step import Slice, StepCost
 from penstock.cost.models import Model
@@ -105,6 +106,9 @@ class InstanceReader:
         #: Reports that came before that of an older step.
         self._reports: dict[int, StepDone | StepFailed] = {}
         self._next_step = 0
+        #: Moves whose pages are on their way: since when, and positions; and what those that came took.
+        self._pulls: dict[int, tuple[int, int]] = {}
+        self.pulls: list[tuple[int, int]] = []
 
     def feed(self, entry: InstanceEntry) -> None:
         """Take the next entry."""
@@ -117,8 +121,14 @@ class InstanceReader:
                 commands = self._on_submitted(event, commands, now)
             case Named(job, keys) if job in self._jobs:
                 self._jobs[job].keys += keys
+            case Pulled(move) if move in self._pulls:
+                began, positions = self._pulls.pop(move)
+                if not event.error:
+                    self.pulls.append((positions, now - began))
         for command in commands:
             match command:
+                case Pull(move, _, _, start, end):
+                    self._pulls[move] = (now, end - start)
                 case Run(plan):
                     self._next_step = plan.seq + 1
                     self._steps[plan.seq] = [(self._jobs[piece.job], piece) for piece in plan.slices]
@@ -192,9 +202,15 @@ class InstanceReader:
             part.end(FAILED, result.finish.removeprefix("error:"), now)
 
     def _on_end(self, part: Part, event: InstanceEvent, now: int) -> None:
-        if not part.outcome:
-            left = isinstance(event, Cancelled) and event.job == part.spec.id
-            part.end(CANCELLED if left else COMPLETED, "", now)
+        """The job has given up its pages. Unless it was cancelled or a step ended it, it has moved on."""
+        if part.outcome:
+            return
+        if isinstance(event, StepDone | StepFailed):
+            part.end(COMPLETED, "", now)
+        elif isinstance(event, Cancelled) and event.job == part.spec.id:
+            part.end(CANCELLED, "", now)
+        else:
+            part.over = True
 
 
 class ClusterReader:
@@ -214,7 +230,9 @@ class ClusterReader:
         self.last_ns = now = entry.now
         match entry.event:
             case Arrived(spec):
-                self.specs[spec.id] = spec
+                # A job whose instance was lost comes again.
+                self.specs.setdefault(spec.id, spec)
+                self.ends.pop(spec.id, None)
             case Ended(job):
                 self.ends.setdefault(job, (now, CANCELLED, ""))
             case Joined(instance):
@@ -358,6 +376,7 @@ def gather(paths: Iterable[Path]) -> Recorded:
     last_ns = max([cluster.last_ns, *(instance.last_ns for instance in instances)])
     delays = [delay for instance in instances for delay in instance.delays]
     sim = _sim_config(headers, cluster, start_ns, round(median(delays)) if delays else 0)
+    sim = msgspec.structs.replace(sim, move_bytes_per_s=_positions_per_s(instances))
     records = [job.record(start_ns, last_ns) for job in jobs]
     block_tokens = sim.members[0].instance.block_tokens
     return Recorded(
@@ -390,14 +409,22 @@ def _sim_config(headers: dict[int, Header], cluster: ClusterReader, start_ns: in
     return SimConfig(
         members=members,
         cluster=cluster.config or ClusterConfig(policy=first.policy, max_num_queued=first.limits.max_num_queued),
-        delays=Delays(dispatch=delay_ns, report=delay_ns),
+        delays=Delays(dispatch=delay_ns, report=delay_ns, peer=delay_ns),
         failures=cluster.failures(start_ns),
     )
 
 
 def _member(header: Header) -> MemberConfig:
+    """A position counts as one byte: how many it has is not in a log, and only the time that they take matters."""
     assert header.instance is not None
-    return MemberConfig(instance=header.instance, predictor=header.predictor)
+    return MemberConfig(instance=header.instance, predictor=header.predictor, kv_bytes_per_token=1)
+
+
+def _positions_per_s(instances: Iterable[InstanceReader]) -> float:
+    """How fast moves copied; 0 where none did."""
+    pulls = [pull for instance in instances for pull in instance.pulls]
+    took_ns = sum(ns for _, ns in pulls)
+    return SECOND * sum(positions for positions, _ in pulls) / took_ns if took_ns else 0.0
 
 
 def closed_loop(run: Recorded) -> Recorded:

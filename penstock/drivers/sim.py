@@ -467,7 +467,7 @@ class Simulation:
     def _replay(self, job: int) -> None:
         """Its instance is gone: what was delivered is known, the rest is computed again elsewhere."""
         if job in self._open:
-            self._feed_cluster(Arrived(self._spec(job)))
+            self._feed_cluster(Arrived(self._spec(job), again=True))
 
     def _switch(self, source: int, command: Switch) -> None:
         """The home is asked to give the job to another instance."""

@@ -1,6 +1,8 @@
 """Moves in the simulator: hand-off, rescheduling, draining, scaling; by hand where it can be said, and by law."""
 
 import random
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +14,8 @@ from penstock.core.instance import InstanceConfig
 from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, SECOND
 from penstock.cost.linear import Linear
+from penstock.drivers.log import ClusterEntry, Header, InstanceEntry, LogWriter, replay
+from penstock.drivers.recorded import gather, paths_of
 from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig, Simulation
 from penstock.metrics.record import COMPLETED
 from penstock.workload.trace import Request
@@ -148,3 +152,53 @@ def test_every_request_gets_its_tokens_and_every_page_comes_back(policy: str, se
         laws.check(member.core)
     again = Simulation(chosen, COST).run(requests)
     assert [r.times_ns for r in again] == [r.times_ns for r in simulation._records]
+
+
+class Logged(Simulation):
+    """Writes the log of every core, as live drivers do. One that starts anew after a failure has a log of its own."""
+
+    def __init__(self, config: SimConfig, folder: Path) -> None:
+        super().__init__(config, COST)
+        self.folder = folder
+        self.writers = [LogWriter(folder / "log", Header(cluster=config.cluster))]
+        self._cluster.handle = self.logging(self._cluster.handle, ClusterEntry, self.writers[0])  # type: ignore[method-assign]
+
+    def logging(self, handle: Any, entry: Any, writer: LogWriter) -> Any:
+        def wrapped(event: Any, now: int) -> Any:
+            commands = handle(event, now)
+            writer.write(entry(now, event, commands))
+            return commands
+
+        return wrapped
+
+    def _join(self, member: Any) -> None:
+        number = self._names
+        header = Header(instance=msgspec.structs.replace(member.config.instance, number=number))
+        writer = LogWriter(self.folder / f"log.instance{number}", header)
+        self.writers.append(writer)
+        member.core.handle = self.logging(member.core.handle, InstanceEntry, writer)
+        super()._join(member)
+
+
+@pytest.mark.parametrize("policy", ["flood", "distserve", "llumnix"])
+def test_logs_of_jobs_that_moved_tell_the_run_and_replay_to_the_same_commands(policy: str, tmp_path: Path) -> None:
+    draw = random.Random(policy)
+    chosen = config(policy, ["prefill", "decode", "decode"] if policy == "distserve" else [""] * 3)
+    chosen = msgspec.structs.replace(
+        chosen,
+        failures=[Failure(instance=2, at_ns=SECOND, down_ns=SECOND)],
+        cluster=ClusterConfig(policy=policy, balance=Balance(out_tokens=3e3, in_tokens=3.5e3)),
+        stepping=True,
+        move_bytes_per_s=1e6,
+    )
+    requests = [request(i * 0.05, draw.randrange(1, 150), draw.randrange(1, 80)) for i in range(60)]
+    simulation = Logged(chosen, tmp_path)
+    records = simulation.run(requests)
+    assert simulation.moves > 0
+    for writer in simulation.writers:
+        writer.close()
+    for path in paths_of(tmp_path / "log"):
+        assert replay(path).difference is None
+    run = gather(paths_of(tmp_path / "log"))
+    assert [r.outcome for r in run.records] == [COMPLETED] * len(requests)
+    assert [[at + run.records[0].sent_ns for at in r.times_ns] for r in run.records] == [r.times_ns for r in records]
