@@ -9,8 +9,9 @@ policy ranks a report with one number, and the cluster keeps instances in that o
     Tick    -> what the policy's rebalancer wants: Order, Start, Retire
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -36,10 +37,13 @@ from penstock.core.slo import MS, SECOND
 
 Rank = Callable[[Load], float]
 
-#: Jobs that a draining instance is told to move at a time.
-_DRAIN_JOBS = 4
-#: Jobs of those that asked first that are looked at when room has come; one that needs much does not hold up the rest.
+#: Jobs that a draining instance is told to move at a time, and how often.
+_DRAIN_JOBS, _DRAIN_NS = 4, 50 * MS
+#: Jobs of those that asked first, and instances of those ranked first, that are looked at when room has come: one that
+#: needs much does not hold up the rest ...
 _LOOK_AHEAD = 8
+#: ... until so many have gone before it.
+_OVERTAKEN_MOST = 32
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,16 +83,16 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
 class Member:
     """An instance, as the cluster sees it."""
 
-    __slots__ = ("draining", "expected", "id", "joined", "load", "ordered", "promised", "role", "sent")
+    __slots__ = ("coming", "draining", "expected", "id", "joined", "load", "ordered", "promised", "role")
 
     def __init__(self, instance: int, role: str, load: Load, now: int) -> None:
         self.id = instance
         self.role = role
         self.joined = now
         self.draining = False
-        #: Jobs dispatched to it since it joined, and the positions of each that its report has not seen.
-        self.sent = 0
         self.load = load
+        #: Jobs on their way there, which its report has not seen -> their positions, in order.
+        self.coming: dict[int, int] = {}
         #: Jobs that were told to go on here -> their positions.
         self.promised: dict[int, int] = {}
         #: It was told to move jobs and has not reported since.
@@ -104,17 +108,24 @@ class Member:
     def takes_over(self) -> bool:
         return not self.draining and self.role != "prefill"
 
+    def report(self, load: Load) -> None:
+        """It says how it is: of those on their way, it has seen the first so many."""
+        for job in list(islice(self.coming, max(0, load.seen - self.load.seen))):
+            del self.coming[job]
+        self.load = load
+
     def reckon(self) -> None:
         """Work out what to expect."""
-        load, under_way = self.load, max(0, self.sent - self.load.seen)
-        if not under_way and not self.promised:
+        load, coming = self.load, self.coming
+        if not coming and not self.promised:
             self.expected = load
             return
         pages = sum(-(-tokens // load.page_tokens) for tokens in self.promised.values())
         self.expected = msgspec.structs.replace(
             load,
-            seen=self.sent,
-            waiting=load.waiting + under_way,
+            seen=load.seen + len(coming),
+            waiting=load.waiting + len(coming),
+            waiting_tokens=load.waiting_tokens + sum(coming.values()),
             arriving=load.arriving + len(self.promised),
             pages_free=load.pages_free - pages,
         )
@@ -180,6 +191,13 @@ class Ranking:
     def __reversed__(self) -> Iterator[tuple[float, int]]:
         return reversed(self._order)
 
+    def after(self, rank: float, instance: int) -> int | None:
+        """Of those that follow this place, the first one's instance; after the last comes the first."""
+        if not self._order:
+            return None
+        at = bisect_right(self._order, (rank, instance))
+        return self._order[at % len(self._order)][1]
+
     def of(self, instance: int) -> float | None:
         """The rank of an instance, if it is among these."""
         return self._ranks.get(instance)
@@ -233,10 +251,11 @@ class Cluster:
         self._rankings = [self.entries, self.onward]
         if self.urgent is not self.entries:
             self._rankings.append(self.urgent)
-        #: Members by how much they should give away, first those that should; empty without a rebalancer.
-        self.pressed = Ranking(_nought, _takes_all)
+        #: Members where jobs decode by how much they should give away, first those that should; empty without a
+        #: rebalancer.
+        self.pressed = Ranking(_nought, _takes_over)
         if self._rebalance is not None:
-            self.pressed = Ranking(self._rebalance.rank, _takes_all)
+            self.pressed = Ranking(self._rebalance.rank, _takes_over)
             self._rankings.append(self.pressed)
         #: What is expected of all members of a role that do not drain, together.
         self.sums: dict[str, Sums] = {}
@@ -247,16 +266,25 @@ class Cluster:
         self._held: dict[int, JobSpec] = {}
         #: Jobs that were told to go on elsewhere -> where.
         self._promises: dict[int, Member] = {}
-        #: Jobs that want to go on elsewhere and found no room, in order.
+        #: Jobs that want to go on elsewhere and found no room, in order; and how many went before the first of them.
         self._asks: dict[int, Asked] = {}
-        #: When to rebalance next; None: never.
-        self.due: int | None = None
+        self._overtaken = 0
+        #: Those that are to be emptied.
+        self._draining: dict[int, Member] = {}
+        #: When to rebalance next, and when to empty; None: there is nothing to do.
+        self._rebalance_at: int | None = None
+        self._empty_at: int | None = None
+
+    @property
+    def due(self) -> int | None:
+        """When the driver is to feed a Tick, ns; None: not at all."""
+        return min((at for at in (self._rebalance_at, self._empty_at) if at is not None), default=None)
 
     def handle(self, event: ClusterEvent, now: int) -> list[ClusterCommand]:
         """The one way in. Returns what is to be done, in order."""
         match event:
             case Arrived():
-                return self._place(event.spec, now)
+                return self._place(event.spec, event.again, now)
             case Ended():
                 self._on_ended(event)
             case Reported():
@@ -272,7 +300,7 @@ class Cluster:
             case Rerole(instance, role):
                 return self.assign(instance, role)
             case Drain(instance):
-                return self.drain(instance)
+                return self.drain(instance, now)
             case NotStarted():
                 self.starting = max(0, self.starting - 1)
             case Tick():
@@ -281,18 +309,18 @@ class Cluster:
 
     # -- new jobs ----------------------------------------------------------------------------------------------
 
-    def _place(self, spec: JobSpec, now: int) -> list[ClusterCommand]:
+    def _place(self, spec: JobSpec, again: bool, now: int) -> list[ClusterCommand]:
         # Roles and draining are wishes: where nobody else is up, who is up takes the job.
         member = self._best(spec) or next(iter(self.members.values()), None)
         if member is None:
-            if len(self._held) >= self.config.max_num_queued:
+            if len(self._held) >= self.config.max_num_queued and not again:
                 return [Refuse(spec.id, "no instance is up and the queue is full", SECOND)]
             self._held[spec.id] = spec
             self.ledger[spec.id] = None
             return []
-        if member.expected.waiting >= self.config.max_num_queued:
+        if member.expected.waiting >= self.config.max_num_queued and not again:
             return [Refuse(spec.id, "queue full", self._retry_ns(member, now))]
-        member.sent += 1
+        member.coming[spec.id] = spec.known
         self.ledger[spec.id] = member.id
         self._update(member)
         return [Dispatch(spec, member.id)]
@@ -314,17 +342,21 @@ class Cluster:
     def _on_asked(self, event: Asked) -> list[ClusterCommand]:
         if event.instance not in self.members:
             return []
-        self._forget_promise(event.job)
+        self._forget(event.job)
         self._asks[event.job] = event
         return self._answer()
 
     def _answer(self) -> list[ClusterCommand]:
         """Send on those that asked, in order, as far as there is room."""
         out: list[ClusterCommand] = []
-        for asked in list(self._asks.values())[:_LOOK_AHEAD]:
+        for asked in list(islice(self._asks.values(), _LOOK_AHEAD)):
+            first = asked.job == next(iter(self._asks))
             to = self._roomy(asked)
             if to is None:
+                if self._overtaken >= _OVERTAKEN_MOST:
+                    break
                 continue
+            self._overtaken = 0 if first else self._overtaken + 1
             del self._asks[asked.job]
             if to.id != asked.instance:
                 to.promised[asked.job] = asked.known
@@ -337,35 +369,48 @@ class Cluster:
         """The best instance with room for the job. Where no instance takes such jobs it goes on where it is."""
         if not self.onward:
             return self.members.get(asked.instance)
-        for _, instance in self.onward:
+        for _, instance in islice(self.onward, _LOOK_AHEAD):
             member = self.members[instance]
             load = member.expected
             # An instance that has not reported yet has all its pages free.
             if not load.pages or load.pages_free * load.page_tokens > asked.known:
                 return member
-            break
         return None
 
     def _on_moved(self, event: Moved) -> None:
-        self._forget_promise(event.job)
+        promised = self._promises.get(event.job)
+        known = promised.promised.get(event.job, 0) if promised is not None else 0
+        self._forget(event.job)
         if event.job in self.ledger:
             self.ledger[event.job] = event.instance
         member = self.members.get(event.instance)
         if member is not None:
-            # Its next report has seen the job come.
-            member.sent += 1
+            member.coming[event.job] = known
             self._update(member)
 
-    def _forget_promise(self, job: int) -> None:
-        member = self._promises.pop(job, None)
-        if member is not None and member.promised.pop(job, None) is not None and member.id in self.members:
-            self._update(member)
+    def _forget(self, job: int) -> None:
+        """The job is no longer on its way to where it was sent or was to go on."""
+        for member in (self._promises.pop(job, None), self.members.get(self._where(job))):
+            if member is None or member.id not in self.members:
+                continue
+            if member.promised.pop(job, None) is not None or member.coming.pop(job, None) is not None:
+                self._update(member)
+
+    def _where(self, job: int) -> int:
+        """The instance that it was sent to; -1: none."""
+        instance = self.ledger.get(job)
+        return -1 if instance is None else instance
 
     def _on_ended(self, event: Ended) -> None:
+        self._forget(event.job)
+        self._unask(event.job)
         self.ledger.pop(event.job, None)
         self._held.pop(event.job, None)
-        self._asks.pop(event.job, None)
-        self._forget_promise(event.job)
+
+    def _unask(self, job: int) -> None:
+        if self._asks and job == next(iter(self._asks)):
+            self._overtaken = 0
+        self._asks.pop(job, None)
 
     # -- instances ---------------------------------------------------------------------------------------------
 
@@ -373,39 +418,50 @@ class Cluster:
         member = self.members.get(event.instance)
         if member is None:
             return []
-        member.load, member.ordered = event.load, False
+        member.report(event.load)
+        member.ordered = False
         self._update(member)
         out = self._answer() if self._asks else []
-        if member.draining:
-            out += self._empty(member)
+        if member.draining and _is_empty(member):
+            out.append(Retire(member.id))
         return out
 
     def _on_joined(self, event: Joined, now: int) -> list[ClusterCommand]:
+        if event.instance in self.members:
+            self._remove(self.members[event.instance])
         member = self.members[event.instance] = Member(event.instance, event.role, event.load, now)
         self._count(member, 1)
         self._update(member)
         self.starting = max(0, self.starting - 1)
-        if self._rebalance is not None and self.due is None:
-            self.due = now + self.config.balance.period_ns
+        if self._rebalance is not None and self._rebalance_at is None:
+            self._rebalance_at = now + self.config.balance.period_ns
         held, self._held = self._held, {}
-        return [command for spec in held.values() for command in self._place(spec, now)] + self._answer()
+        return [command for spec in held.values() for command in self._place(spec, True, now)] + self._answer()
 
     def _on_left(self, event: Left) -> list[ClusterCommand]:
-        member = self.members.pop(event.instance, None)
+        member = self.members.get(event.instance)
         if member is None:
             return []
-        self._count(member, -1)
-        self._promises = {job: to for job, to in self._promises.items() if to is not member}
-        for ranking in self._rankings:
-            ranking.remove(member.id)
+        self._remove(member)
         if self._choose is not None:
             self._choose.left(member.id)
-        for job in [job for job, asked in self._asks.items() if asked.instance == member.id]:
-            del self._asks[job]
         lost = [job for job, instance in self.ledger.items() if instance == event.instance]
         for job in lost:
+            self._forget(job)
+            self._unask(job)
             del self.ledger[job]
         return [*(Lost(job, event.instance) for job in lost), *self._answer()]
+
+    def _remove(self, member: Member) -> None:
+        self._count(member, -1)
+        del self.members[member.id]
+        self._draining.pop(member.id, None)
+        for job in member.promised:
+            del self._promises[job]
+        for ranking in self._rankings:
+            ranking.remove(member.id)
+        for job in [job for job, asked in self._asks.items() if asked.instance == member.id]:
+            self._unask(job)
 
     def assign(self, instance: int, role: str) -> list[ClusterCommand]:
         """Give an instance another role."""
@@ -418,28 +474,50 @@ class Cluster:
         self._update(member)
         return [Order(instance, Assigned(role)), *self._answer()]
 
-    def drain(self, instance: int) -> list[ClusterCommand]:
+    def drain(self, instance: int, now: int) -> list[ClusterCommand]:
         """Nothing new goes there, and what is there moves away as others have room."""
         member = self.members.get(instance)
         if member is None or member.draining:
             return []
-        self._count(member, -1)
-        member.draining = True
-        self._update(member)
+        self._set_draining(member, True)
+        if _is_empty(member):
+            return [Retire(instance)]
+        self._empty_at = now + _DRAIN_NS if self._empty_at is None else self._empty_at
         return self._empty(member)
 
+    def keep(self, member: Member) -> None:
+        """An instance that was to drain stays."""
+        self._set_draining(member, False)
+
+    def _set_draining(self, member: Member, draining: bool) -> None:
+        self._count(member, -1)
+        member.draining = draining
+        self._count(member, 1)
+        if draining:
+            self._draining[member.id] = member
+        else:
+            del self._draining[member.id]
+        self._update(member)
+
+    @property
+    def draining(self) -> "list[Member]":
+        """Those that are to be emptied, in the order in which that was decided."""
+        return list(self._draining.values())
+
     def _empty(self, member: Member) -> list[ClusterCommand]:
-        """Tell a draining instance to move some of its jobs to the best other one; one that is empty may end."""
-        load = member.expected
-        if not load.waiting + load.running + load.arriving + load.leaving:
-            return [Retire(member.id)]
-        to = next((instance for _, instance in self.onward if instance != member.id), None)
+        """Tell a draining instance to move some of its jobs to the best other one."""
+        if not self.config.balance.migration or member.load.leaving >= _DRAIN_JOBS:
+            return []
+        to = next((instance for _, instance in self.onward), None)
         return [] if to is None else [Order(member.id, Offload(to, None, _DRAIN_JOBS, "drain"))]
 
     def _on_tick(self, now: int) -> list[ClusterCommand]:
         out: list[ClusterCommand] = []
-        if self._rebalance is not None:
-            self.due = now + self.config.balance.period_ns if self.members else None
+        if self._empty_at is not None and now >= self._empty_at:
+            out += [command for member in self._draining.values() for command in self._empty(member)]
+            self._empty_at = now + _DRAIN_NS if self._draining else None
+        if self._rebalance is not None and self._rebalance_at is not None and now >= self._rebalance_at:
+            self._rebalance_at = now + self.config.balance.period_ns if self.members else None
             if self.members:
                 out += self._rebalance(self, now)
         self.starting += sum(isinstance(command, Start) for command in out)
@@ -467,16 +545,17 @@ class Cluster:
         return total
 
 
+def _is_empty(member: Member) -> bool:
+    load = member.expected
+    return not load.waiting + load.running + load.arriving + load.leaving
+
+
 def _takes_new(member: Member) -> bool:
     return member.takes_new
 
 
 def _takes_over(member: Member) -> bool:
     return member.takes_over
-
-
-def _takes_all(member: Member) -> bool:
-    return True
 
 
 def _nought(load: Load) -> float:

@@ -29,16 +29,18 @@ progress the same stages stream its pages chunk by chunk, and the switch is the 
 
 import msgspec
 
-from penstock.core.job import JobSpec
+from penstock.core.job import NEVER, JobSpec
 
 
 class Offload(msgspec.Struct, frozen=True, array_like=True, tag="offload"):
-    """Cluster to source: move jobs to instance `to`. `job` None: the source's policy picks up to `jobs` of its own."""
+    """Cluster to source: move jobs to instance `to`. `job` None: the source picks up to `jobs` by its policy, none
+    of them of more than `tokens` positions."""
 
     to: int
     job: int | None = None
     jobs: int = 1
     why: str = ""
+    tokens: int = NEVER
 
 
 class Reserve(msgspec.Struct, frozen=True, array_like=True, tag="reserve"):

@@ -4,6 +4,7 @@ Pure like the instance, whose part it is: it changes the instance's jobs and pag
 """
 
 from enum import IntEnum
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -172,7 +173,8 @@ class Moves:
         if event.job is not None:
             job = self._instance.jobs.get(event.job)
             return self.begin(job, event.to, now, out) if job is not None else None
-        for job in self._instance.candidates()[: event.jobs]:
+        fitting = (job for job in self._instance.candidates() if job.known <= event.tokens)
+        for job in list(islice(fitting, event.jobs)):
             self.begin(job, event.to, now, out)
 
     def may_leave(self, job: Job) -> bool:
@@ -181,8 +183,13 @@ class Moves:
 
     def begin(self, job: Job, to: int, now: int, out: list["InstanceCommand"]) -> None:
         """Move the job to instance `to`: with its pages, or, where that is cheaper, without."""
-        if not self.may_leave(job) or to == self._instance.number:
+        if not self.may_leave(job):
             return
+        if to == self._instance.number:
+            # Nobody else takes it. It goes on here, and asks again by and by.
+            if job.id in self.asks:
+                self.asks[job.id] = now + self._limits.retry_ns
+            return self.go_on(job)
         move = Outgoing(self._instance.number << _NUMBER_BITS | self._next, job, to, now + self._limits.lease_ns)
         self._next += 1
         self.outgoing[job.id] = move

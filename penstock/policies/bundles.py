@@ -12,8 +12,10 @@ from penstock.policies import fcfs, paced, prefill_first, priority, splitfuse
 from penstock.policies.adaptive_pd import AdaptivePd
 from penstock.policies.flood import Flood
 from penstock.policies.llumnix import Llumnix, Virtual
-from penstock.policies.place import freeness, least_decodes, least_loaded, round_robin, shortest_queue
+from penstock.policies.place import freeness, least_decodes, least_loaded, shortest_queue
 from penstock.policies.prefix_aware import PrefixAware
+from penstock.policies.round_robin import RoundRobin, anywhere
+from penstock.policies.scaling import Scaling
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ ROWS: dict[str, Row] = {
         onward=least_decodes,
         rebalance=AdaptivePd,
     ),
-    "round-robin": Row("new jobs in turn, whatever the load", place=round_robin),
+    "round-robin": Row("new jobs in turn, whatever the load", place=anywhere, onward=least_loaded, choose=RoundRobin),
     "least-loaded": Row("new jobs where the fewest are"),
-    "infaas++": Row("new jobs where the most room is for each job, queues counted (INFaaS++)", place=freeness),
+    "infaas++": Row(
+        "new jobs where the most room is for each job, queues counted (INFaaS++)", place=freeness, rebalance=Scaling
+    ),
     "prefix-aware": Row("new jobs where their prefix is (SGLang's router)", choose=PrefixAware),
     "flood": Row("for tests: every job moves all the time", rebalance=Flood),
 }

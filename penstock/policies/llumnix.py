@@ -6,15 +6,17 @@ for each job. A job's virtual usage is what it holds, and
     an urgent job           a share of what keeps the instance at a target load (priority)
     on a draining instance  infinite: everything moves away (scaling down; the cluster does that by itself)
 A new instance has the most room, so jobs move to it. What differs from the paper: jobs of a draining instance are moved
-by the cluster, and between giving and taking there is a gap, so that jobs do not go back and forth.
+by the cluster; between giving and taking there is a gap, and who takes a job must still be able to take another one
+then, so that jobs do not go back and forth.
 """
 
 from collections.abc import Iterator
 
-from penstock.core.cluster import Balance, Cluster, Sums
-from penstock.core.commands import ClusterCommand, Order, Start
+from penstock.core.cluster import Balance, Cluster
+from penstock.core.commands import ClusterCommand, Order
 from penstock.core.events import Load
 from penstock.core.move import Offload
+from penstock.policies.scaling import Scaling
 
 
 def headroom(load: Load, tokens: int) -> int:
@@ -34,6 +36,11 @@ class Virtual:
         if not self._balance.defragmentation:
             return free / max(1, load.running)
         return (free - load.head_tokens) / max(1, load.running + bool(load.waiting))
+
+    def room(self, load: Load, tokens: float) -> int:
+        """The longest job that may come so that each still has so many tokens then."""
+        free = load.pages_free * load.page_tokens - headroom(load, self._balance.urgent_tokens) - load.head_tokens
+        return int(free - tokens * (load.running + bool(load.waiting) + 1))
 
     def place(self, load: Load) -> float:
         """For new jobs: all that wait counts, and urgent jobs are kept apart."""
@@ -55,11 +62,7 @@ class Llumnix:
     def __init__(self, balance: Balance) -> None:
         self._balance = balance
         self._virtual = Virtual(balance)
-        #: Preemptions that each instance had reported when it was last looked at.
-        self._preempted: dict[int, int] = {}
-        self._look_at = 0
-        #: Looks in a row that found the fleet too small (positive) or too large.
-        self._looks = 0
+        self._scaling = Scaling(balance)
 
     def rank(self, load: Load) -> float:
         return self._virtual.pressure(load)
@@ -68,58 +71,19 @@ class Llumnix:
         out: list[ClusterCommand] = []
         if self._balance.migration:
             out += self._pair(cluster)
-        if self._balance.scaling:
-            out += self._scale(cluster, now)
-        return out
-
-    # -- migration ---------------------------------------------------------------------------------------------
+        return out + self._scaling(cluster, now)
 
     def _pair(self, cluster: Cluster) -> Iterator[ClusterCommand]:
         """The worst with the best, the second worst with the second best, until one need not or cannot."""
+        balance = self._balance
         givers, takers = iter(cluster.pressed), reversed(cluster.pressed)
-        for (low, source), (high, to) in zip(givers, takers, strict=False):
-            if low >= high or source == to or high < self._balance.in_tokens:
+        for (low, source), (high, to) in zip(givers, takers, strict=True):
+            if source == to or low >= balance.out_tokens or high < balance.in_tokens:
                 return
             giver, taker = cluster.members[source], cluster.members[to]
-            if low >= self._balance.out_tokens and not self._was_preempted(source, giver.load):
-                return
-            if giver.draining or giver.ordered or giver.load.leaving or not giver.takes_over or not giver.load.running:
+            if giver.ordered or giver.load.leaving or not giver.load.running or taker.ordered or taker.load.arriving:
                 continue
-            if not taker.takes_over or taker.ordered or taker.load.arriving:
-                continue
-            giver.ordered = taker.ordered = True
-            yield Order(source, Offload(to, None, 1, "balance"))
-
-    def _was_preempted(self, instance: int, load: Load) -> bool:
-        """Whether jobs were preempted there since the last look, and still wait."""
-        before = self._preempted.get(instance, 0)
-        self._preempted[instance] = load.preemptions
-        return load.preemptions > before and load.waiting > 0
-
-    # -- size --------------------------------------------------------------------------------------------------
-
-    def _scale(self, cluster: Cluster, now: int) -> list[ClusterCommand]:
-        """Keep the mean freeness within its bounds: one more, or one less if the others would still have enough."""
-        balance = self._balance
-        if now < self._look_at:
-            return []
-        self._look_at = now + balance.scale_ns
-        total = cluster.total
-        small, large = total.freeness < balance.low_tokens, total.freeness > balance.high_tokens
-        self._looks = max(1, self._looks + 1) if small else min(-1, self._looks - 1) if large else 0
-        if abs(self._looks) < balance.scale_looks:
-            return []
-        if small and total.members + cluster.starting < balance.instances_max:
-            return [Start()]
-        if large and not cluster.starting and total.members > balance.instances_min:
-            return self._shrink(cluster, total)
-        return []
-
-    def _shrink(self, cluster: Cluster, total: Sums) -> list[ClusterCommand]:
-        """Drain the instance with the most room."""
-        for _, instance in reversed(cluster.pressed):
-            member = cluster.members[instance]
-            if not member.draining:
-                room = total.free_tokens - total.waiting_tokens - member.expected.pages * member.expected.page_tokens
-                return cluster.drain(instance) if room / max(1, total.jobs) > self._balance.high_tokens else []
-        return []
+            most = self._virtual.room(taker.expected, balance.in_tokens)
+            if most > 0:
+                giver.ordered = taker.ordered = True
+                yield Order(source, Offload(to, None, 1, "balance", most))

@@ -8,11 +8,6 @@ def least_loaded(load: Load) -> float:
     return 2.0 * load.waiting + load.running + load.arriving
 
 
-def round_robin(load: Load) -> float:
-    """One after the other: the instance that has had the fewest jobs is next."""
-    return float(load.seen)
-
-
 def shortest_queue(load: Load) -> float:
     """Jobs that wait or are under way: the dispatch of DistServe's prefill pool."""
     return float(load.waiting + load.running)
