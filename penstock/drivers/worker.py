@@ -262,7 +262,8 @@ class Worker:
             correct=config.correct,
             number=config.instance,
             role=config.role,
-            moves=config.moves,
+            # What cannot be carried is computed again.
+            moves=msgspec.structs.replace(config.moves, copies=transport is not None or not engine.kv),
         )
         self._config = config
         self._engine = engine
