@@ -33,6 +33,7 @@ from penstock.engine.parallel.plan import check_size, cuts
 from penstock.engine.parallel.shard import shard, skeleton, stream
 from penstock.engine.parallel.weights import Weights
 from penstock.engine.probe import reference
+from penstock.engine.transport.tensors import store_of
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,10 @@ def test_the_ranks_kv_side_by_side_is_the_models(pair: Any, folder: Path) -> Non
     for part in ("keys", "values"):
         joined = torch.cat([getattr(kv, part)[:, pages] for kv in pair.kv], dim=2)
         torch.testing.assert_close(joined, getattr(alone.kv[0], part)[:, pages], atol=1e-5, rtol=0)
+    stores = store_of(pair.kv), store_of(alone.kv)
+    assert stores[0].layout == stores[1].layout
+    chunks = (store.gather(pages, 0, 2).view(np.float32) for store in stores)
+    np.testing.assert_allclose(*chunks, atol=1e-5)
     pair.clear()
 
 
