@@ -121,7 +121,7 @@ class Peer:
 class Pull:
     """Pages on their way."""
 
-    __slots__ = ("chunks", "done", "left", "peer")
+    __slots__ = ("chunks", "done", "left", "peer", "turn")
 
     def __init__(self, peer: int, chunks: deque[Chunk], done: Done) -> None:
         self.peer = peer
@@ -129,6 +129,8 @@ class Pull:
         self.chunks = chunks
         #: Not here yet.
         self.left = len(chunks)
+        #: The last time that a chunk was asked for; 0 at first.
+        self.turn = 0
         self.done = done
 
 
@@ -147,6 +149,7 @@ class Transport:
         #: Chunk number -> its pull, it, and when it was asked for.
         self._flights: dict[int, tuple[Pull, Chunk, float]] = {}
         self._numbers = itertools.count()
+        self._turns = itertools.count(1)
         #: When the bandwidth limit lets the next chunk be asked for.
         self._free_at = 0.0
         self._orders: deque[Callable[[], None]] = deque()
@@ -276,15 +279,16 @@ class Transport:
                 yield Chunk(next(self._numbers), (peer, part.rank), theirs, ours, part.start, part.end)
 
     def _issue(self, now: float) -> None:
-        """Ask for chunks, one of each pull in turn, as far as the limits go."""
-        asked = True
-        while asked:
-            asked = False
-            for pull in list(itertools.islice(self._pulls, self._limits.pulls)):
-                under_way = pull.left - len(pull.chunks)
-                if pull.chunks and under_way < self._limits.in_flight and now >= self._free_at:
-                    self._fetch(pull, pull.chunks.popleft(), now)
-                    asked = True
+        """Ask for chunks, as far as the limits go, of the pull whose last turn is the longest ago."""
+        while now >= self._free_at and (ready := self._ready()):
+            pull = min(ready, key=lambda pull: pull.turn)
+            pull.turn = next(self._turns)
+            self._fetch(pull, pull.chunks.popleft(), now)
+
+    def _ready(self) -> list[Pull]:
+        """Pulls that may ask for another chunk, as soon as the bandwidth limit lets them."""
+        under_way = itertools.islice(self._pulls, self._limits.pulls)
+        return [p for p in under_way if p.chunks and p.left - len(p.chunks) < self._limits.in_flight]
 
     def _fetch(self, pull: Pull, chunk: Chunk, now: float) -> None:
         self._flights[chunk.number] = pull, chunk, now
@@ -322,7 +326,7 @@ class Transport:
     def _wait_s(self, now: float) -> float:
         """Until a deadline or the bandwidth limit gives something to do."""
         waits = [since + self._limits.timeout_s - now for _, _, since in self._flights.values()]
-        if self._free_at > now and any(pull.chunks for pull in self._pulls):
+        if self._ready():
             waits.append(self._free_at - now)
         return max(0.0, min(waits, default=60.0)) if not self._orders else 0.0
 
