@@ -10,7 +10,9 @@ import pytest
 from penstock.core import laws
 from penstock.core.batch import Limits
 from penstock.core.cluster import Balance, ClusterConfig
+from penstock.core.events import Drain
 from penstock.core.instance import InstanceConfig
+from penstock.core.move import Switch
 from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, SECOND
 from penstock.cost.linear import Linear
@@ -202,3 +204,46 @@ def test_logs_of_jobs_that_moved_tell_the_run_and_replay_to_the_same_commands(po
     run = gather(paths_of(tmp_path / "log"))
     assert [r.outcome for r in run.records] == [COMPLETED] * len(requests)
     assert [[at + run.records[0].sent_ns for at in r.times_ns] for r in run.records] == [r.times_ns for r in records]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_job_goes_back_and_forth(seed: int) -> None:
+    """Under random loads that keep instances nearly full, no job returns to an instance within a second."""
+    draw = random.Random(seed)
+    member = MemberConfig(instance=InstanceConfig(policy="llumnix", pages=draw.choice((60, 120))))
+    simulation = Simulation(SimConfig(members=[member] * 4, cluster=ClusterConfig(policy="llumnix")), COST)
+    switched: list[tuple[int, int, int, int]] = []
+    switch = simulation._switch
+
+    def seen(source: int, command: Switch) -> None:
+        switched.append((simulation.now, command.job, source, command.to))
+        switch(source, command)
+
+    simulation._switch = seen  # type: ignore[method-assign]
+    length = [draw.choice((10, 50, 300)) for _ in range(200)]
+    simulation.run([request(i * 0.15, n, draw.choice((20, 100, 400))) for i, n in enumerate(length)])
+    last: dict[tuple[int, int], int] = {}
+    for at, job, source, to in switched:
+        left = last.get((job, to))
+        assert left is None or at - left > SECOND, f"job {job} was back on {to} after {(at - left) / MS:.0f} ms"
+        last[job, source] = at
+    assert switched
+
+
+def test_a_draining_instance_whose_jobs_nobody_takes_finishes_them() -> None:
+    """It is refused each time, without end at one moment: so orders come at intervals."""
+    members = [
+        MemberConfig(instance=InstanceConfig(policy="fcfs", pages=100, limits=Limits(max_num_seqs=seats)))
+        for seats in (50, 1)
+    ]
+    simulation = Simulation(SimConfig(members=members, cluster=ClusterConfig(policy="fcfs")), COST)
+    simulation._at(200 * MS, lambda: simulation._feed_cluster(Drain(0)))
+    records = simulation.run([request(0.0, 50, 40) for _ in range(10)])
+    assert [r.outcome for r in records] == [COMPLETED] * 10
+    assert list(simulation._named) == [1], "and is gone then"
+
+
+def test_prompts_go_on_where_they_are_if_nobody_decodes() -> None:
+    simulation = Simulation(config("distserve", ["prefill"]), COST)
+    (record,) = simulation.run([request(0.0, 100, 4)])
+    assert (record.outcome, len(record.times_ns)) == (COMPLETED, 4)
