@@ -28,6 +28,8 @@ from penstock.core.slo import Slo
 from penstock.cost import named
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
+from penstock.drivers.launch.base import LaunchError
+from penstock.drivers.launch.named import open_launcher
 from penstock.drivers.stream import Unavailable
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.hub import DEMO, resolve
@@ -64,6 +66,12 @@ def _instance_arguments(group: Any) -> None:
     group.add_argument("--instances", type=int, help="replicas of the model, each a process (default: 1)")
     group.add_argument("--prefill", type=int, default=0, help="instances for prompts, instead; with --decode")
     group.add_argument("--decode", type=int, default=0, help="instances for the rest")
+    group.add_argument("--devices", default="", help="GPUs, as 0,1,2,3: instances take them in turn")
+    group.add_argument("--launcher", choices=("local", "ray"), default="local", help="what starts instances, and where")
+    group.add_argument(
+        "--ray-address", default="", help="host:port of a Ray cluster; nothing: RAY_ADDRESS, or this host's"
+    )
+    group.add_argument("--ray-placement", choices=("spread", "pack"), default="spread", help="of instances over nodes")
     group.add_argument(
         "--kv-transport", choices=("auto", "nixl", "zmq"), default="auto", help="what carries KV between instances"
     )
@@ -162,6 +170,7 @@ def fleet_config(args: argparse.Namespace) -> FleetConfig:
         watchdog_s=args.watchdog,
         step_timeout_s=args.step_timeout,
         drain_timeout_s=args.drain_timeout,
+        devices=tuple(filter(None, args.devices.split(","))),
     )
 
 
@@ -201,7 +210,11 @@ def _say(text: str) -> None:
 
 async def _serve(args: argparse.Namespace, worker: WorkerConfig, fleet: FleetConfig, front: FrontConfig) -> int:
     began = time.monotonic()
-    home = Home(worker, fleet)
+    try:
+        launcher = await open_launcher(args.launcher, ray_address=args.ray_address, ray_placement=args.ray_placement)
+    except LaunchError as error:
+        raise ValueError(str(error)) from None
+    home = Home(worker, fleet, launcher)
     home.fleet.say = _say
     app = create_app(home, front)
     stop = _stop_on_signals(home)

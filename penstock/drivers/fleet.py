@@ -53,6 +53,8 @@ class FleetConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: What drains may finish within so long; the rest goes on elsewhere.
     drain_timeout_s: float = 600.0
     balance: Balance = Balance()
+    #: GPUs, as in CUDA_VISIBLE_DEVICES; instances take them in turn. Empty: all see all.
+    devices: tuple[str, ...] = ()
 
 
 FleetEvent = Joined | Left | Reported | Asked | Drain | Rerole | NotStarted
@@ -119,7 +121,9 @@ class Member:
 class Seat:
     """A place that an instance is kept in: when its worker ends, another one takes it."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, number: int, role: str) -> None:
+        #: The lowest that is free: devices go by it.
+        self.number = number
         self.role = role
         self.member: Member | None = None
         #: Whether another worker is to follow.
@@ -147,7 +151,7 @@ class Fleet:
         self.reason = ""
         self.say: Callable[[str], None] = lambda text: None
         self.mailbox: Mailbox[m.ToControl] = Mailbox(m.CONTROL, bind, m.ToControl, worker.keys)
-        self._worker = _shared(worker, len(config.roles))
+        self._worker = _shared(worker, len(config.roles)) if launcher.name == "local" else worker
         self._config = config
         self._launcher = launcher
         self._owner = owner
@@ -219,7 +223,8 @@ class Fleet:
 
     def add(self, role: str = "") -> None:
         """Start another instance."""
-        seat = Seat(role)
+        taken = {seat.number for seat in self._seats}
+        seat = Seat(min(set(range(len(taken) + 1)) - taken), role)
         self._seats.append(seat)
         self._spawn(self._keep(seat))
 
@@ -311,7 +316,7 @@ class Fleet:
         attempts = 0
         while seat.kept:
             try:
-                member = seat.member = await self._launch(seat.role)
+                member = seat.member = await self._launch(seat)
             except LaunchError as error:
                 return self._give_up(seat, str(error))
             code = await member.launched.wait()
@@ -337,16 +342,23 @@ class Fleet:
         self._owner.feed(NotStarted())
         self._on_change()
 
-    async def _launch(self, role: str) -> Member:
+    async def _launch(self, seat: Seat) -> Member:
         instance, self._next = self._next, self._next + 1
         record = f"{self._worker.record}.instance{instance}" if self._worker.record else ""
         config = msgspec.structs.replace(
-            self._worker, control=self.mailbox.address, instance=instance, role=role, record=record
+            self._worker, control=self.mailbox.address, instance=instance, role=seat.role, record=record
         )
-        launched = await self._launcher.launch(msgspec.json.encode(config))
-        member = Member(instance, role, launched)
+        launched = await self._launcher.launch(
+            msgspec.json.encode(config), devices=self._devices(seat), cpus=_threads(config)
+        )
+        member = Member(instance, seat.role, launched)
         self._members[member.name] = member
         return member
+
+    def _devices(self, seat: Seat) -> tuple[str, ...]:
+        """Those of a seat: as many as it has ranks, in turn."""
+        ranks, devices = _ranks(self._worker), self._config.devices
+        return tuple(devices[(seat.number * ranks + rank) % len(devices)] for rank in range(ranks)) if devices else ()
 
     def _on_end(self, member: Member, code: int, again: bool) -> None:
         how = "" if member.state == "draining" else f"the engine ended ({_how(code)})"
@@ -463,6 +475,14 @@ def _shared(worker: WorkerConfig, instances: int) -> WorkerConfig:
         engine, threads=engine.threads or max(1, cores() // instances), host_share=engine.host_share / instances
     )
     return msgspec.structs.replace(worker, engine=engine)
+
+
+def _ranks(worker: WorkerConfig) -> int:
+    return 1 if isinstance(worker.engine, NullOptions) else worker.engine.tensor_parallel_size
+
+
+def _threads(worker: WorkerConfig) -> float:
+    return 1.0 if isinstance(worker.engine, NullOptions) else float(worker.engine.threads or 1)
 
 
 def _how(code: int) -> str:

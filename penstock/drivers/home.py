@@ -31,7 +31,7 @@ from penstock.drivers.keys import block_keys
 from penstock.drivers.launch.base import Launcher
 from penstock.drivers.launch.local import LocalLauncher
 from penstock.drivers.stream import Busy, Chunk, JobFailed, Stream, Unavailable
-from penstock.drivers.wire import Mailbox
+from penstock.drivers.wire import Keys, Mailbox
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.base import EngineInfo, Output
 from penstock.engine.params import Sampling
@@ -68,16 +68,16 @@ class Home:
         self._changed = asyncio.Event()
         _sweep()
         self._folder = tempfile.TemporaryDirectory(prefix=f"penstock-{os.getpid()}-")
-        self._mailbox: Mailbox[m.ToHome] = Mailbox(self._name, self._address(self._name), m.ToHome)
-        worker = msgspec.structs.replace(worker, secret=self._secret)
-        self._control = Control(
-            worker, config or FleetConfig(), launcher or LocalLauncher(), self._address(m.CONTROL), self
-        )
+        launcher = launcher or LocalLauncher()
+        here = launcher.name == "local"
+        # Between hosts it is the keys that keep others out, on one host the folder.
+        where = f"ipc://{self._folder.name}/{{}}" if here else f"tcp://{launcher.address}:*"
+        keys = None if here else Keys.make()
+        self._mailbox: Mailbox[m.ToHome] = Mailbox(self._name, where.format(self._name), m.ToHome, keys)
+        worker = msgspec.structs.replace(worker, secret=self._secret, keys=keys)
+        self._control = Control(worker, config or FleetConfig(), launcher, where.format(m.CONTROL), self)
         self._deaf: Callable[[], None] = lambda: None
         self._caller: asyncio.Task[None] | None = None
-
-    def _address(self, name: str) -> str:
-        return f"ipc://{self._folder.name}/{name}"
 
     # -- what the front calls ------------------------------------------------------------------------------------
 

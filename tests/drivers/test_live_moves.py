@@ -18,6 +18,8 @@ import torch
 from penstock.core.batch import Limits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
+from penstock.drivers.launch.base import Launcher
+from penstock.drivers.launch.local import LocalLauncher
 from penstock.drivers.local import Local
 from penstock.drivers.stream import Stream
 from penstock.drivers.worker import WorkerConfig
@@ -76,10 +78,12 @@ def expected(options: EngineOptions) -> Callable[[Sequence[Ask]], list[list[int]
 
 
 @asynccontextmanager
-async def running(options: EngineOptions, roles: tuple[str, ...], policy: str, transport: str) -> AsyncIterator[Home]:
+async def running(
+    options: EngineOptions, roles: tuple[str, ...], policy: str, transport: str, launcher: Launcher | None = None
+) -> AsyncIterator[Home]:
     """Afterwards every instance has all its pages."""
     worker = WorkerConfig(engine=options, policy=policy, limits=Limits(max_num_seqs=12), transport=transport)
-    home = Home(worker, FleetConfig(roles=roles))
+    home = Home(worker, FleetConfig(roles=roles), launcher)
     await home.start()
     try:
         await home.wait_ready(120)
@@ -138,6 +142,22 @@ async def test_jobs_that_move_while_instances_die(
             os.kill(draw.choice(there), how)
         assert await reading == expected(wanted)
         assert home.fleet.restarts >= 1
+
+
+class Elsewhere(LocalLauncher):
+    """As if workers were on other hosts: everything goes over tcp."""
+
+    name = "elsewhere"
+
+
+async def test_jobs_that_move_between_hosts(
+    options: EngineOptions, expected: Callable[[Sequence[Ask]], list[list[int]]]
+) -> None:
+    wanted = asks(16, 5)
+    async with running(options, ("", ""), "flood", "auto", Elsewhere()) as home:
+        streams = [home.submit(*ask) for ask in wanted]
+        assert await asyncio.gather(*map(read, streams)) == expected(wanted)
+        assert sum(stream.epoch - 1 for stream in streams) >= len(streams) // 3
 
 
 async def test_prompts_here_and_the_rest_there(
