@@ -79,7 +79,7 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--concurrency", type=int, default=64, help="requests in flight")
+    parser.add_argument("--concurrency", type=int, default=48, help="requests in flight (default: %(default)s)")
     parser.add_argument("--scenes", default=",".join(SCENES), help="default: %(default)s")
     parser.add_argument("--transports", default="nixl,zmq", help="default: %(default)s")
     parser.add_argument("--kill-every", type=float, default=6.0, help="seconds, on average (default: %(default)s)")
@@ -128,7 +128,11 @@ async def play(
     """Answer all requests under this scene; workers are killed where there are several."""
     options = EngineOptions(model=str(model), dtype="float32", pages=scene.pages, threads=1)
     worker = WorkerConfig(
-        engine=options, policy=scene.policy, limits=Limits(max_num_seqs=16), transport=transport, record=str(record)
+        engine=options,
+        policy=scene.policy,
+        limits=Limits(max_num_seqs=args.concurrency),
+        transport=transport,
+        record=str(record),
     )
     blows, failures = Blows(), list[str]()
     async with cluster(worker, FleetConfig(roles=scene.roles)) as home:
