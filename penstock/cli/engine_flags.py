@@ -31,6 +31,9 @@ def engine_arguments(group: Any) -> None:
     )
     group.add_argument("--kv-cache-bytes", type=int, help="memory for KV pages, of each rank")
     group.add_argument("--kv-pages", type=int, help="number of KV pages, instead of the memory")
+    group.add_argument(
+        "--swap-space", type=float, default=0.0, help="GiB of host memory for the KV of preempted requests (default: 0)"
+    )
     group.add_argument("--page-tokens", type=int, default=16, help="tokens in a KV page (default: %(default)s)")
     group.add_argument("--block-tokens", type=int, default=64, help="tokens in a shared prefix block")
     group.add_argument("--threads", type=int, help="CPU threads of all ranks together (default: all cores)")
@@ -59,6 +62,7 @@ def engine_options(args: argparse.Namespace, step_tokens: int) -> EngineOptions 
         max_len=args.max_model_len,
         kv_bytes=args.kv_cache_bytes,
         pages=args.kv_pages,
+        swap_bytes=round(args.swap_space * 2**30),
         page_tokens=args.page_tokens,
         block_tokens=args.block_tokens,
         threads=args.threads,
@@ -70,6 +74,8 @@ def _check_positive(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
+    if args.swap_space < 0:
+        raise ValueError(f"--swap-space {args.swap_space:g}: 0 or more is needed")
     if args.gpu_memory_utilization <= 0:
         raise ValueError(f"--gpu-memory-utilization {args.gpu_memory_utilization:g}: more than 0 is needed")
 

@@ -10,9 +10,9 @@ from itertools import islice
 
 import msgspec
 
-from penstock.core.commands import Bind, InstanceCommand, Release
+from penstock.core.commands import Bind, Evict, InstanceCommand, Release, Restore, Stow
 from penstock.core.job import Job
-from penstock.core.pages import Pages
+from penstock.core.pages import Host, Pages
 from penstock.core.predict import Predictor
 from penstock.core.step import Slice
 
@@ -62,6 +62,7 @@ class Batch:
         waiting: Waiting,
         settling: Mapping[int, None],
         pages: Pages,
+        host: Host,
         limits: Limits,
         stages: int = 1,
         predictor: Predictor | None = None,
@@ -75,6 +76,7 @@ class Batch:
         self._waiting = waiting
         self._settling = settling
         self.pages = pages
+        self._host = host
         self.limits = limits
         #: How long steps should take; None: nobody knows.
         self.predictor = predictor
@@ -184,29 +186,43 @@ class Batch:
         """
         if self.seats <= 0 or not self.may_admit(job):
             return 0
-        pages = self.pages
-        blocks, held = pages.match(job)
-        known = job.known - blocks * pages.block_tokens
-        count = min(most, self.budget, known)
-        if count <= 0 or (whole and count < known):
+        pages, stowed = self.pages, job.stowed
+        blocks, held = (0, 0) if stowed else pages.match(job)
+        here = stowed or blocks * pages.block_tokens
+        count = min(most, self.budget, job.known - here)
+        if count <= 0 or (whole and count < job.known - here):
             return 0
         # Blocks that the job is about to use cannot be evicted to make room for it.
-        if pages.available - held < -(-count // pages.page_tokens):
+        if pages.available - held < -(-(stowed + count) // pages.page_tokens):
             return 0
         self._waiting.remove(job)
         self._running[job.id] = job
         pages.bind(job, blocks)
-        self.commands.append(Bind(job.id, tuple(job.keys[:blocks])))
+        if stowed:
+            self._host.drop(job)
+            pages.grow(job, pages.missing(job, stowed))
+            self._tell_evicted()
+            job.done = job.planned = stowed
+            self.commands.append(Restore(job.id, stowed))
+        else:
+            self.commands.append(Bind(job.id, tuple(job.keys[:blocks])))
         return self.add(job, count)
 
+    def _tell_evicted(self) -> None:
+        """Copies take their pages at once: what was evicted for them must be free by then."""
+        if self.pages.evicted:
+            self.commands.append(Evict(tuple(self.pages.evicted)))
+            self.pages.evicted.clear()
+
     def preempt(self, job: Job) -> None:
-        """Take a running job's pages; it waits again and will recompute. A slice of this step is withdrawn."""
+        """Take a running job's pages; it waits again. What it had goes to host memory, or will be computed again where
+        that has no room. A slice of this step is withdrawn."""
         if job in self.jobs:
             at = self.jobs.index(job)
             del self.jobs[at]
             self.budget += self.slices.pop(at).count
             self._with_slice = None
         del self._running[job.id]
+        self.commands.append(Stow(job.id, job.done) if self._host.stow(job) else Release(job.id, False))
         self.pages.release(job)
-        self.commands.append(Release(job.id, False))
         self._waiting.push(job)

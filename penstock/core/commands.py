@@ -1,7 +1,7 @@
 """What the core wants done. Returned as values; a driver carries them out, in order.
 
-Those for the engine (Bind, Share, Evict, Release, Receive, Adopt, Discard, Run) form one queue: each takes effect after
-those before it, so pages that a step in flight still reads are not reused before it is through.
+Those for the engine (EngineCommand) form one queue: each takes effect after those before it, so pages that a step in
+flight still reads are not reused before it is through.
 """
 
 import msgspec
@@ -40,6 +40,20 @@ class Release(msgspec.Struct, frozen=True, array_like=True, tag="release"):
     forget: bool
 
 
+class Stow(msgspec.Struct, frozen=True, array_like=True, tag="stow"):
+    """Copy the job's first `upto` positions to host memory; then its pages are free, as after Release."""
+
+    job: int
+    upto: int
+
+
+class Restore(msgspec.Struct, frozen=True, array_like=True, tag="restore"):
+    """The job starts again with the `upto` positions that host memory has of it, which then has room for others."""
+
+    job: int
+    upto: int
+
+
 class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
     """Execute a step, then report StepDone or StepFailed."""
 
@@ -62,7 +76,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True, tag="report"):
     load: Load
 
 
-EngineCommand = Bind | Share | Evict | Release | Receive | Adopt | Discard | Run
+EngineCommand = Bind | Share | Evict | Release | Stow | Restore | Receive | Adopt | Discard | Run
 InstanceCommand = EngineCommand | End | Report | MoveCommand
 
 

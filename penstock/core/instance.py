@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.core.batch import Batch, Limits, Order, Waiting
-from penstock.core.commands import End, Evict, InstanceCommand, Release, Report, Run, Share
+from penstock.core.commands import End, Evict, InstanceCommand, Release, Report, Run, Share, Stow
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Load, Named, StepDone, StepFailed, Submitted
 from penstock.core.job import NEVER, Job
 from penstock.core.move import (
@@ -36,7 +36,7 @@ from penstock.core.move import (
     Tick,
 )
 from penstock.core.moves import MoveLimits, Moves
-from penstock.core.pages import Pages
+from penstock.core.pages import Host, Pages
 from penstock.core.predict import Predictor
 from penstock.core.step import NO_FEATURES, Slice, StepPlan, features
 
@@ -56,6 +56,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     pages: int
     page_tokens: int = 16
     block_tokens: int = 64
+    #: Pages in host memory, for what preempted jobs have.
+    host_pages: int = 0
     #: Steps in flight at most.
     depth: int = 1
     #: Pipeline stages: with more than one, as many steps are in flight, and they have no job in common.
@@ -120,6 +122,7 @@ class Instance:
         self.pick = pick
         self.predictor = predictor
         self.pages = Pages(config.pages, config.page_tokens, config.block_tokens)
+        self.host = Host(config.host_pages, config.page_tokens)
         #: Jobs that wait for pages or a seat.
         self.waiting = Waiting(order)
         #: Jobs that hold pages, by id, in order of admission.
@@ -399,6 +402,7 @@ class Instance:
     def give_up(self, job: Job, out: list[InstanceCommand]) -> None:
         """Free what the job holds: it will not come back."""
         self.pages.release(job)
+        self.host.drop(job)
         out.append(Release(job.id, True))
 
     def welcome(self, job: Job, granted: Submitted, here: int) -> None:
@@ -425,6 +429,7 @@ class Instance:
             self.waiting,
             self.settling,
             self.pages,
+            self.host,
             config.limits,
             config.stages,
             self.predictor,
@@ -447,7 +452,7 @@ class Instance:
     def _carry_over(self, batch: Batch, out: list[InstanceCommand]) -> None:
         """Take what the policy changed beside the slices."""
         for command in batch.commands:
-            if isinstance(command, Release):
+            if isinstance(command, Release | Stow):
                 self.preemptions += 1
                 batch.steady = False
                 self._make_stale(self.jobs[command.job])

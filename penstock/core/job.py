@@ -73,6 +73,7 @@ class Job:
         "shared",
         "spans",
         "spec",
+        "stowed",
         "total",
     )
 
@@ -95,6 +96,8 @@ class Job:
         self.shared = 0
         #: The value of `done` at which the next block can be shared; NEVER where it has no name.
         self.share_at = NEVER
+        #: Positions that host memory keeps for it while it waits.
+        self.stowed = 0
         self.keys = list(spec.keys)
         #: Where in the tree of shared blocks its path ends; None while it has none.
         self.node: Node | None = None

@@ -40,6 +40,9 @@ def _pages_conserved(instance: Instance) -> None:
     assert total == pages.pages, f"law 2: {pages.free} free + {own} own + {shared} shared pages are not {pages.pages}"
     assert pages.free >= 0, f"law 2: {pages.free} free pages"
     _tree_is_sound(pages.prefixes, holders)
+    host = instance.host
+    stowed = sum(host.need(job.stowed) for job in instance.jobs.values())
+    assert host.free + stowed == host.pages, f"law 2: {host.free} free + {stowed} used host pages are not {host.pages}"
     waiting = [job.id for job in instance.waiting.jobs if job.room or job.shared or job.planned]
     assert not waiting, f"law 2: waiting jobs {waiting} hold pages"
 

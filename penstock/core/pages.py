@@ -14,6 +14,32 @@ from penstock.core.job import NEVER, Job
 from penstock.core.prefix import Node, Prefixes
 
 
+class Host:
+    """The account of a pool in host memory, which no step can use: where preempted jobs may keep what they have."""
+
+    def __init__(self, pages: int, page_tokens: int) -> None:
+        self.pages = self.free = pages
+        self._page_tokens = page_tokens
+
+    def need(self, positions: int) -> int:
+        """Pages for so many positions."""
+        return -(-positions // self._page_tokens)
+
+    def stow(self, job: Job) -> bool:
+        """Keep what the job has executed, if there is anything, and room."""
+        need = self.need(job.done)
+        if not need or need > self.free:
+            return False
+        self.free -= need
+        job.stowed = job.done
+        return True
+
+    def drop(self, job: Job) -> None:
+        """What it keeps of the job, if anything, is no longer wanted."""
+        self.free += self.need(job.stowed)
+        job.stowed = 0
+
+
 class Pages:
     """The account of one pool."""
 

@@ -6,7 +6,7 @@ import msgspec
 
 from penstock.core import laws
 from penstock.core.batch import Limits
-from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Run, Share
+from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Restore, Run, Share, Stow
 from penstock.core.events import Cancelled, Executed, InstanceEvent, StepDone, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
@@ -31,6 +31,7 @@ class Local:
                 pages=info.pages,
                 page_tokens=info.page_tokens,
                 block_tokens=info.block_tokens,
+                host_pages=info.host_pages,
                 limits=limits,
             )
         )
@@ -73,11 +74,13 @@ class Local:
                 self._todo.append(plan)
             case End(job, _, _, reason):
                 self._ended.append(Output(job, 0, 0, [], None, f"error:{reason}"))
-            case Bind() | Share() | Evict() | Release():
+            case Bind() | Share() | Evict() | Release() | Stow() | Restore():
                 carry_out(self.engine, command)
 
 
-def carry_out(engine: Engine, command: Bind | Share | Evict | Release | Receive | Adopt | Discard) -> None:
+def carry_out(
+    engine: Engine, command: Bind | Share | Evict | Release | Stow | Restore | Receive | Adopt | Discard
+) -> None:
     """A command of the core about pages, as the engine's verb."""
     match command:
         case Receive(move, keys):
@@ -96,6 +99,10 @@ def carry_out(engine: Engine, command: Bind | Share | Evict | Release | Receive 
                 engine.evict(key)
         case Release(job, forget):
             engine.release(job, forget)
+        case Stow(job, upto):
+            engine.stow(job, upto)
+        case Restore(job, upto):
+            engine.restore(job, upto)
 
 
 def exceptions(outputs: Sequence[Output]) -> list[Executed]:

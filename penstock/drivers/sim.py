@@ -35,8 +35,10 @@ from penstock.core.commands import (
     Order,
     Refuse,
     Report,
+    Restore,
     Retire,
     Run,
+    Stow,
 )
 from penstock.core.commands import Start as StartCommand
 from penstock.core.events import (
@@ -86,6 +88,8 @@ class MemberConfig(msgspec.Struct, frozen=True, kw_only=True):
     start_ns: int = 0
     #: What a position takes in the KV cache: what a move carries.
     kv_bytes_per_token: int = 0
+    #: Bandwidth to host memory, for what preempted jobs have; 0: copies take no time.
+    swap_bytes_per_s: float = 0.0
 
 
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
@@ -610,6 +614,11 @@ class Simulation:
             case End(job, epoch, outcome, reason) if job in self._open and self._tracks[job].epoch == epoch:
                 self._close(job, FAILED if outcome == "invalid" else outcome, reason)
                 self._end(job)
+            case Stow(_, upto) | Restore(_, upto) if member.config.swap_bytes_per_s:
+                # The engine copies before the next step.
+                size = upto * member.config.kv_bytes_per_token
+                took_ns = round(size / member.config.swap_bytes_per_s * SECOND)
+                member.free_at = max(self.now, member.free_at) + took_ns
             case Tell(instance, event):
                 # Even without delay not at once: the commands after this one come first.
                 self._at(self.now + delays.peer, partial(self._bring, instance, event))

@@ -31,7 +31,18 @@ import zmq
 import penstock
 from penstock.core import laws
 from penstock.core.batch import Limits
-from penstock.core.commands import Bind, EngineCommand, Evict, InstanceCommand, Release, Report, Run, Share
+from penstock.core.commands import (
+    Bind,
+    EngineCommand,
+    Evict,
+    InstanceCommand,
+    Release,
+    Report,
+    Restore,
+    Run,
+    Share,
+    Stow,
+)
 from penstock.core.commands import End as EndCommand
 from penstock.core.events import Cancelled, InstanceEvent, Named, StepDone, StepFailed, Submitted
 from penstock.core.instance import Instance, InstanceConfig
@@ -179,7 +190,7 @@ class EngineLoop:
             case Tell():
                 # By now the engine has heard of all that the core knew.
                 return command
-            case Bind(job) | Share(job) | Release(job) if job not in self._broken:
+            case Bind(job) | Share(job) | Release(job) | Stow(job) | Restore(job) if job not in self._broken:
                 carry_out(self._engine, command)
             case Release(job, True):
                 self._broken.discard(job)
@@ -257,6 +268,7 @@ class Worker:
             pages=info.pages,
             page_tokens=info.page_tokens,
             block_tokens=info.block_tokens,
+            host_pages=info.host_pages,
             depth=config.depth,
             limits=config.limits,
             correct=config.correct,
@@ -476,12 +488,12 @@ class Worker:
                     self._release(Release(job, True))
             case Release():
                 self._release(command)
-            case Bind(job) | Adopt(job):
+            case Bind(job) | Adopt(job) | Restore(job):
                 self.engine_loop.todo.put(command)
                 self._begin(job)
                 if isinstance(command, Adopt):
                     self._source_pages.pop(command.move, None)
-            case Share() | Evict() | Run() | Receive():
+            case Share() | Evict() | Run() | Receive() | Stow():
                 self.engine_loop.todo.put(command)
             case Discard(move):
                 self.engine_loop.todo.put(command)

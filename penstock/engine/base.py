@@ -28,6 +28,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     #: Prefixes are shared in blocks of so many tokens, a multiple of `page_tokens`.
     block_tokens: int
     kv_bytes_per_token: int
+    #: Pages in host memory, for what preempted jobs have.
+    host_pages: int = 0
     dtype: str
     device: str
     threads: int
@@ -73,6 +75,12 @@ class Engine(Protocol):
     def evict(self, key: int) -> None: ...
 
     def release(self, job: int, forget: bool) -> None: ...
+
+    def stow(self, job: int, upto: int) -> None:
+        """Keep the job's first `upto` positions in host memory, then as `release`."""
+
+    def restore(self, job: int, upto: int) -> None:
+        """As `bind`, with the `upto` positions that host memory has."""
 
     def receive(self, move: int, keys: tuple[int, ...]) -> None:
         """A job is to arrive under this move; it starts with the shared blocks `keys`."""

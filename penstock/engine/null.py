@@ -31,6 +31,7 @@ class NullOptions(msgspec.Struct, frozen=True, kw_only=True, tag="null"):
     block_tokens: int = 64
     max_len: int = 1 << 20
     vocab: int = 256
+    host_pages: int = 0
     #: Coefficients of the step cost (see `cost.linear`): 5 ms a step, 20 us a prompt token, 100 us a decode.
     cost: tuple[float, float, float, float, float] = (5e6, 2e4, 0.0, 1e5, 0.0)
 
@@ -45,6 +46,7 @@ def null_info(options: NullOptions) -> EngineInfo:
         page_tokens=options.page_tokens,
         block_tokens=options.block_tokens,
         kv_bytes_per_token=0,
+        host_pages=options.host_pages,
         dtype="none",
         device="none",
         threads=0,
@@ -102,6 +104,12 @@ class NullEngine:
 
     def pages_of(self, job: int, upto: int) -> list[int]:
         return []
+
+    def stow(self, job: int, upto: int) -> None:
+        self._jobs[job].computed = 0
+
+    def restore(self, job: int, upto: int) -> None:
+        self._jobs[job].computed = upto
 
     def used(self) -> None:
         return None

@@ -30,6 +30,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True, tag="model"):
     step_tokens: int = 2048
     #: Number of KV pages, instead of `kv_bytes`.
     pages: int | None = None
+    #: Host memory for the KV of preempted jobs (of all ranks); 0: what they had is computed again.
+    swap_bytes: int = 0
     page_tokens: int = 16
     block_tokens: int = 64
     #: Threads of the CPU, of all ranks together; None is all cores that this process may use.

@@ -15,6 +15,7 @@ from penstock.engine.grammar import Grammars
 from penstock.engine.params import Sampling
 from penstock.engine.pool import Pool, Table
 from penstock.engine.sampling import Pick, Row, sample
+from penstock.engine.stowage import Stowage
 from penstock.engine.warm import Point, warm
 
 
@@ -54,6 +55,7 @@ class TransformersEngine:
         self._kv = kv
         self._pool = pool
         self._grammars = grammars
+        self._stowage = Stowage(self.kv, info.host_pages) if info.host_pages else None
         self._jobs: dict[int, State] = {}
         #: Move -> the table of the job that arrives under it.
         self._arriving: dict[int, Table] = {}
@@ -98,6 +100,21 @@ class TransformersEngine:
         state.table, state.computed = None, 0
         if forget:
             del self._jobs[job]
+            if self._stowage is not None:
+                self._stowage.drop(job)
+
+    def stow(self, job: int, upto: int) -> None:
+        assert self._stowage is not None, "the core swaps, but there is no host memory for that"
+        self._stowage.keep(job, self.pages_of(job, upto))
+        self.release(job, forget=False)
+
+    def restore(self, job: int, upto: int) -> None:
+        assert self._stowage is not None, "the core swaps, but there is no host memory for that"
+        state = self._jobs[job]
+        state.table = self._pool.bind(())
+        self._pool.grow(state.table, upto)
+        state.computed = upto
+        self._stowage.give(job, self.pages_of(job, upto))
 
     def receive(self, move: int, keys: tuple[int, ...]) -> None:
         assert move not in self._arriving, f"move {move} is under way already: discard it first, or its pages are lost"

@@ -75,6 +75,7 @@ def _start(
         page_tokens=options.page_tokens,
         block_tokens=options.block_tokens,
         kv_bytes_per_token=member.page_bytes // options.page_tokens,
+        host_pages=options.swap_bytes // member.page_bytes,
         dtype=str(kv.keys.dtype).removeprefix("torch."),
         device=str(kv.keys.device),
         threads=options.threads or 0,

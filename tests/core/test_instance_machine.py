@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.core import laws
 from penstock.core.batch import Limits
-from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Report, Run, Share
+from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Report, Restore, Run, Share, Stow
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Named, StepDone, StepFailed, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
@@ -23,13 +23,16 @@ PAGE, BLOCK = 4, 8
 class PlainEngine:
     """Physical pages by list. Raises where a real engine would corrupt a job's KV."""
 
-    def __init__(self, pages: int) -> None:
+    def __init__(self, pages: int, host: int = 0) -> None:
         self.free = list(range(pages))
+        self.host = host
+        #: Job -> positions in host memory.
+        self.stowed: dict[int, int] = {}
         self.own: dict[int, list[int]] = {}
         self.bound: dict[int, list[int]] = {}
         self.blocks: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
-        self.queue: list[Bind | Run] = []
+        self.queue: list[Bind | Restore | Run] = []
 
     def carry_out(self, command: InstanceCommand) -> None:
         match command:
@@ -45,13 +48,34 @@ class PlainEngine:
                 for key in keys:
                     assert not any(key in bound for bound in self.bound.values()), "evicted while in use"
                     self.free += self.blocks.pop(key)
-            case Release(job, _):
-                self.free += self.own.pop(job, [])
-                self.bound.pop(job, None)
+            case Release(job, forget):
+                self._release(job)
+                if forget:
+                    self._drop(job)
+            case Stow(job, upto):
+                assert job not in self.stowed, "stowed twice"
+                assert len(self.bound[job]) * BLOCK + len(self.own[job]) * PAGE >= upto, "stowed what it does not have"
+                self.stowed[job] = upto
+                self.host -= -(-upto // PAGE)
+                assert self.host >= 0, "more stowed than there is room for"
+                self._release(job)
+            case Restore(job, upto):
+                assert self.stowed[job] == upto, "restored more or less than was stowed"
+                self._drop(job)
+                self.own[job], self.bound[job] = [], []
+                self._grow(job, upto)
+                self.queue.append(command)
             case Run(plan):
                 for piece in plan.slices:
                     self._grow(piece.job, piece.start + piece.count)
                 self.queue.append(command)
+
+    def _release(self, job: int) -> None:
+        self.free += self.own.pop(job, [])
+        self.bound.pop(job, None)
+
+    def _drop(self, job: int) -> None:
+        self.host += -(-self.stowed.pop(job, 0) // PAGE)
 
     def _share(self, job: int, key: int) -> None:
         pages, self.own[job] = self.own[job][: BLOCK // PAGE], self.own[job][BLOCK // PAGE :]
@@ -64,8 +88,9 @@ class PlainEngine:
 
     def next_plan(self) -> StepPlan:
         """The oldest step; what was queued before it takes effect."""
-        while isinstance(command := self.queue.pop(0), Bind):
-            self.computed[command.job] = len(command.keys) * BLOCK
+        while not isinstance(command := self.queue.pop(0), Run):
+            upto = command.upto if isinstance(command, Restore) else len(command.keys) * BLOCK
+            self.computed[command.job] = upto
         return command.plan
 
     @property
@@ -87,20 +112,22 @@ class Machine(RuleBasedStateMachine):
         stages=st.sampled_from((1, 1, 2, 3)),
         seats=st.integers(1, 6),
         budget=st.integers(1, 40),
+        host=st.sampled_from((0, 0, 5, 40)),
     )
-    def begin(self, policy: str, pages: int, depth: int, stages: int, seats: int, budget: int) -> None:
+    def begin(self, policy: str, pages: int, depth: int, stages: int, seats: int, budget: int, host: int) -> None:
         limits = Limits(max_num_seqs=seats, max_num_batched_tokens=budget, max_num_queued=8)
         config = InstanceConfig(
             policy=policy,
             pages=pages,
             page_tokens=PAGE,
             block_tokens=BLOCK,
+            host_pages=host,
             limits=limits,
             depth=depth if stages == 1 else 1,
             stages=stages,
         )
         self.config, self.now, self.next_job = config, 0, 0
-        self.instance, self.engine = make_instance(config), PlainEngine(pages)
+        self.instance, self.engine = make_instance(config), PlainEngine(pages, host)
         self.log: list[tuple[InstanceEvent, list[InstanceCommand]]] = []
         self.held: list[StepDone] = []
         self.outcomes: dict[int, str] = {}

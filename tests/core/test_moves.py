@@ -14,7 +14,7 @@ import pytest
 
 from penstock.core import laws
 from penstock.core.batch import Limits
-from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Report, Run, Share
+from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Report, Restore, Run, Share, Stow
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Named, StepDone, Submitted
 from penstock.core.instance import Instance, InstanceConfig
 from penstock.core.job import JobSpec, Unit
@@ -62,6 +62,7 @@ class PlainEngine:
         #: Steps before this one speak of an earlier epoch of the job.
         self.first_step: dict[int, int] = {}
         self.arriving: dict[int, Table] = {}
+        self.stowed: dict[int, list[tuple[int, int] | None]] = {}
         self.queue: deque[InstanceCommand | Callable[[], None]] = deque()
 
     def put(self, item: InstanceCommand | Callable[[], None]) -> None:
@@ -88,8 +89,22 @@ class PlainEngine:
                     self.drop(table)
                 if forget:
                     self.jobs.pop(job, None)
+                    self.stowed.pop(job, None)
                 else:
                     self.jobs[job] = None
+            case Stow(job, upto):
+                table = self.jobs[job]
+                assert table is not None
+                self.stowed[job] = [self.cells[table.pages[p // PAGE]][p % PAGE] for p in range(upto)]
+                self.drop(table)
+                self.jobs[job] = None
+            case Restore(job, upto):
+                table = self.jobs[job] = self.table(())
+                kept = self.stowed.pop(job)
+                assert len(kept) == upto, "restored more or less than was stowed"
+                for p, page in ((p, self.room(table, upto)[p // PAGE]) for p in range(upto)):
+                    self.cells[page][p % PAGE] = kept[p]
+                table.computed = upto
             case Receive(move, keys):
                 self.arriving[move] = self.table(keys)
             case Pull():
@@ -206,7 +221,8 @@ class World:
         number, self.next_instance = self.next_instance, self.next_instance + 1
         config = InstanceConfig(
             policy=self.random.choice(("fcfs", "priority", "prefill-first")),
-            pages=self.pages, page_tokens=PAGE, block_tokens=BLOCK, depth=self.random.choice((1, 1, 2)), number=number,
+            pages=self.pages, host_pages=self.random.choice((0, 20)), page_tokens=PAGE, block_tokens=BLOCK,
+            depth=self.random.choice((1, 1, 2)), number=number,
             limits=Limits(max_num_seqs=self.random.randrange(2, 6), max_num_batched_tokens=self.random.choice((4, 40))),
             role=self.random.choice(("", "", "prefill", "decode")),
             moves=MoveLimits(

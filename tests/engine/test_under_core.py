@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from penstock.core.batch import Limits
-from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Run, Share
+from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Restore, Run, Share, Stow
 from penstock.core.events import Cancelled, InstanceEvent, StepDone, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.job import JobSpec, Unit
@@ -22,10 +22,17 @@ from penstock.policies.bundles import make_instance
 PAGES, PAGE_TOKENS, BLOCK_TOKENS = 24, 4, 8
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+@pytest.fixture(scope="module", params=[0, 10], ids=["recompute", "swap"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+    """With no pages in host memory, or too few for all that is preempted."""
     folder = tiny.build("Qwen3", tmp_path_factory.mktemp("qwen3"))
-    return tiny.engine(folder, pages=PAGES, page_tokens=PAGE_TOKENS, block_tokens=BLOCK_TOKENS, max_len=80)
+    made = tiny.engine(folder, pages=PAGES, page_tokens=PAGE_TOKENS, block_tokens=BLOCK_TOKENS, max_len=80)
+    if not request.param:
+        return made
+    swap_bytes = request.param * PAGE_TOKENS * made.info.kv_bytes_per_token
+    return tiny.engine(
+        folder, pages=PAGES, page_tokens=PAGE_TOKENS, block_tokens=BLOCK_TOKENS, max_len=80, swap_bytes=swap_bytes
+    )
 
 
 def requests(draw: random.Random) -> dict[int, tuple[list[int], int]]:
@@ -49,13 +56,14 @@ class Live:
         self.engine = engine
         config = InstanceConfig(
             policy=policy, pages=PAGES, page_tokens=PAGE_TOKENS, block_tokens=BLOCK_TOKENS, depth=depth,
+            host_pages=engine.info.host_pages,
             limits=Limits(max_num_batched_tokens=60 if policy == "prefill-first" else 20, max_num_seqs=8),
         )  # fmt: skip
         self.core = make_instance(config)
-        self.queue: deque[StepPlan | Bind | Share | Evict | Release] = deque()
+        self.queue: deque[StepPlan | Bind | Share | Evict | Release | Stow | Restore] = deque()
         self.outputs: dict[int, list[int]] = {}
         self.ended: set[int] = set()
-        self.preemptions = 0
+        self.preemptions = self.swaps = 0
         self.now = 0
 
     def feed(self, event: InstanceEvent) -> None:
@@ -67,7 +75,7 @@ class Live:
         match command:
             case Run(plan):
                 self.queue.append(plan)
-            case Bind() | Share() | Evict() | Release():
+            case Bind() | Share() | Evict() | Release() | Stow() | Restore():
                 self.queue.append(command)
             case End(job, _, outcome, _):
                 assert outcome == "failed", outcome
@@ -82,6 +90,7 @@ class Live:
                     return True
                 case command:
                     self.preemptions += isinstance(command, Release) and not command.forget
+                    self.swaps += isinstance(command, Stow)
                     carry_out(self.engine, command)
         assert self.engine.used() == PAGES - self.core.pages.free
         return False
@@ -123,13 +132,15 @@ def test_tokens_and_pages(engine: TransformersEngine, policy: str, depth: int) -
     while live.work():
         pass
     # splitfuse admits only what has room to its end.
-    assert live.preemptions or policy == "splitfuse", "pages were plenty"
+    assert live.preemptions or live.swaps or policy == "splitfuse", "pages were plenty"
+    assert bool(live.swaps) == bool(engine.info.host_pages) or policy == "splitfuse"
     for job in made.keys() - cancelled:
         assert job in live.ended
         assert live.outputs[job] == expected[job], job
     for job in cancelled:
         assert live.outputs[job] == expected[job][: len(live.outputs[job])]
     assert not engine._jobs
+    assert engine._stowage is None or not engine._stowage.used()
     assert engine.used() == sum(len(block.pages) for block in engine._pool.blocks.values())
     for key in list(engine._pool.blocks):
         engine.evict(key)
