@@ -255,11 +255,16 @@ class Instance:
         out.append(End(event.spec.id, event.epoch, outcome, reason))
 
     def _on_cancelled(self, event: Cancelled, out: list[InstanceCommand]) -> None:
-        job = self.jobs.get(event.job)
-        if job is not None and job.epoch <= event.epoch:
-            self._end(job, "cancelled", out)
-        elif job is None and (ghost := self.moves.ghost(event.job)) is not None and ghost.job.epoch <= event.epoch:
-            self.moves.release(ghost, out)
+        job, moves = self.jobs.get(event.job), self.moves
+        if job is not None:
+            if job.epoch <= event.epoch:
+                self._end(job, "cancelled", out)
+            return
+        if (arriving := moves.granted(event.job)) is not None and (self.epoch_of(event.job) or 0) <= event.epoch:
+            self.counts["cancelled"] += 1
+            moves.refuse(arriving, out)
+        if (ghost := moves.ghost(event.job)) is not None and ghost.job.epoch <= event.epoch:
+            moves.release(ghost, out)
 
     def _on_named(self, event: Named, out: list[InstanceCommand]) -> None:
         job = self.jobs.get(event.job)
@@ -547,15 +552,17 @@ class Instance:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def find(self, job: int) -> Job | None:
-        """The job, if it is here, or has gone and left its pages to be read."""
-        ghost = self.moves.ghost(job)
-        return self.jobs.get(job) or (ghost.job if ghost is not None else None)
+    def epoch_of(self, job: int) -> int | None:
+        """The job's epoch, if it is this instance's: here, or about to go on here."""
+        if (here := self.jobs.get(job)) is not None:
+            return here.epoch
+        arriving = self.moves.granted(job)
+        return arriving.granted.epoch if arriving is not None and arriving.granted is not None else None
 
-    def has(self, job: int, epoch: int) -> bool:
-        """Whether the job is this instance's under that epoch: here, or about to go on here."""
-        here = self.jobs.get(job)
-        return (here is not None and here.epoch == epoch) or self.moves.is_granted(job, epoch)
+    def last_epoch_of(self, job: int) -> int | None:
+        """As `epoch_of`, also of a job that has gone and left its pages to be read."""
+        ghost = self.moves.ghost(job)
+        return self.epoch_of(job) if ghost is None else max(ghost.job.epoch, self.epoch_of(job) or 0)
 
     def _report(self, out: list[InstanceCommand]) -> None:
         """Jobs that came, started or went are reported at once, pages by and by."""

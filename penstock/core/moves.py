@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from penstock.core.commands import InstanceCommand, Release
 from penstock.core.events import Submitted
 from penstock.core.job import NEVER, Job
 from penstock.core.move import (
@@ -34,7 +35,6 @@ from penstock.core.move import (
 from penstock.core.slo import MS, SECOND
 
 if TYPE_CHECKING:
-    from penstock.core.commands import InstanceCommand
     from penstock.core.instance import Instance
 
 #: The source's number stands above so many bits of a move's own number.
@@ -161,14 +161,20 @@ class Moves:
         """The move under which the job has gone, while its pages are here."""
         return next((move for move in self.releasing.values() if move.job.id == job), None)
 
-    def is_granted(self, job: int, epoch: int) -> bool:
-        """Whether an arriving job has been submitted here under that epoch."""
-        granted = (move.granted for move in self.incoming.values())
-        return any(event is not None and (event.spec.id, event.epoch) == (job, epoch) for event in granted)
+    def granted(self, job: int) -> Incoming | None:
+        """The move under which the job arrives, if it has been submitted here."""
+        return next((m for m in self.incoming.values() if m.granted is not None and m.job.id == job), None)
+
+    def refuse(self, move: Incoming, out: list[InstanceCommand]) -> None:
+        """A job that was submitted here is not wanted any more; a pull may still write to its pages."""
+        out.append(Release(move.job.id, True))
+        move.granted = None
+        self._tell(move.source, Aborted(move.move, "cancelled"), out)
+        self._unwant(move, out)
 
     # -- the source --------------------------------------------------------------------------------------------
 
-    def offload(self, event: Offload, now: int, out: list["InstanceCommand"]) -> None:
+    def offload(self, event: Offload, now: int, out: list[InstanceCommand]) -> None:
         """Begin to move a job, or those that the policy picks."""
         if event.job is not None:
             job = self._instance.jobs.get(event.job)
@@ -181,7 +187,7 @@ class Moves:
         """Whether a move of the job could begin now."""
         return job.id not in self.outgoing and job.id not in self._instance.settling
 
-    def begin(self, job: Job, to: int, now: int, out: list["InstanceCommand"]) -> None:
+    def begin(self, job: Job, to: int, now: int, out: list[InstanceCommand]) -> None:
         """Move the job to instance `to`: with its pages, or, where that is cheaper, without."""
         if not self.may_leave(job):
             return
@@ -202,14 +208,14 @@ class Moves:
         spec = msgspec.structs.replace(job.spec, known=job.known, keys=tuple(job.keys))
         self._tell(to, Reserve(move.move, self._instance.number, spec, job.done), out)
 
-    def on_reserved(self, event: Reserved, now: int, out: list["InstanceCommand"]) -> None:
+    def on_reserved(self, event: Reserved, now: int, out: list[InstanceCommand]) -> None:
         move = self._outgoing(event.move, now)
         if move is not None and move.phase == Phase.RESERVING:
             move.phase = Phase.COPYING
             move.got = move.told = event.have
             self._continue(move, now, out)
 
-    def on_got(self, event: Got, now: int, out: list["InstanceCommand"]) -> None:
+    def on_got(self, event: Got, now: int, out: list[InstanceCommand]) -> None:
         move = self._outgoing(event.move, now) or self.releasing.get(event.move)
         if move is None or event.upto <= move.got:
             return
@@ -219,7 +225,7 @@ class Moves:
         elif move.phase > Phase.STOPPING:
             self._tell(move.to, Extend(move.move, move.job.id, move.job.done, move.got, True), out)
 
-    def advance(self, now: int, out: list["InstanceCommand"]) -> None:
+    def advance(self, now: int, out: list[InstanceCommand]) -> None:
         """After a step: tell of what it executed, and switch what has come to a stand."""
         for move in list(self.outgoing.values()):
             if move.phase == Phase.STOPPING:
@@ -227,7 +233,7 @@ class Moves:
             elif move.phase == Phase.COPYING:
                 self._continue(move, now, out)
 
-    def _continue(self, move: Outgoing, now: int, out: list["InstanceCommand"]) -> None:
+    def _continue(self, move: Outgoing, now: int, out: list[InstanceCommand]) -> None:
         """The next stage, if the last one is through: another copy, or the stop."""
         job = move.job
         if move.got < move.told:
@@ -244,12 +250,12 @@ class Moves:
         elif at_frontier and job.planned == job.done:
             self._stop(move, now, out)
 
-    def _stop(self, move: Outgoing, now: int, out: list["InstanceCommand"]) -> None:
+    def _stop(self, move: Outgoing, now: int, out: list[InstanceCommand]) -> None:
         move.phase = Phase.STOPPING
         self.stand(move.job)
         self._stand(move, now, out)
 
-    def _stand(self, move: Outgoing, now: int, out: list["InstanceCommand"]) -> None:
+    def _stand(self, move: Outgoing, now: int, out: list[InstanceCommand]) -> None:
         """Once nothing of it is in flight, the job can go."""
         job = move.job
         if job.planned > job.done:
@@ -275,7 +281,7 @@ class Moves:
         else:
             self._instance.waiting.push(job)
 
-    def on_switched(self, event: Switched, now: int, out: list["InstanceCommand"]) -> None:
+    def on_switched(self, event: Switched, now: int, out: list[InstanceCommand]) -> None:
         job = self._instance.jobs.get(event.job)
         if job is None or job.epoch != event.epoch:
             return
@@ -289,7 +295,7 @@ class Moves:
         self.releasing[move.move] = move
         self._instance.depart(job)
 
-    def on_taken(self, event: Taken, out: list["InstanceCommand"]) -> None:
+    def on_taken(self, event: Taken, out: list[InstanceCommand]) -> None:
         move = self.releasing.get(event.move)
         if move is not None:
             self.release(move, out)
@@ -299,12 +305,12 @@ class Moves:
                 # The home's word is on its way; the pages need not wait for the destination any more.
                 move.move = 0
 
-    def release(self, move: Outgoing, out: list["InstanceCommand"]) -> None:
+    def release(self, move: Outgoing, out: list[InstanceCommand]) -> None:
         """The job has gone, and now its pages."""
         del self.releasing[move.move]
         self._instance.give_up(move.job, out)
 
-    def lost(self, job: Job, reason: str, out: list["InstanceCommand"]) -> None:
+    def lost(self, job: Job, reason: str, out: list[InstanceCommand]) -> None:
         """The job has ended here, or lost its pages: its move is off."""
         self.asks.pop(job.id, None)
         move = self.outgoing.pop(job.id, None)
@@ -326,7 +332,7 @@ class Moves:
 
     # -- asking where to go ------------------------------------------------------------------------------------
 
-    def ask(self, now: int, out: list["InstanceCommand"]) -> None:
+    def ask(self, now: int, out: list[InstanceCommand]) -> None:
         """Ask for those whose time has come."""
         for job_id, at in list(self.asks.items()):
             job = self._instance.jobs.get(job_id)
@@ -338,7 +344,7 @@ class Moves:
 
     # -- the destination ---------------------------------------------------------------------------------------
 
-    def on_reserve(self, event: Reserve, now: int, out: list["InstanceCommand"]) -> None:
+    def on_reserve(self, event: Reserve, now: int, out: list[InstanceCommand]) -> None:
         if event.move in self.incoming:
             return
         job = Job(event.spec, -1)
@@ -370,7 +376,7 @@ class Moves:
         need = -(-(job.known - blocks * pages.block_tokens) // pages.page_tokens)
         return "no room" if pages.available - held - self._limits.spare_pages < need else ""
 
-    def on_extend(self, event: Extend, now: int, out: list["InstanceCommand"]) -> None:
+    def on_extend(self, event: Extend, now: int, out: list[InstanceCommand]) -> None:
         move = self.incoming.get(event.move)
         if move is None or move.unwanted or event.upto < move.goal:
             return
@@ -378,7 +384,7 @@ class Moves:
         move.goal, move.last, move.due = event.upto, event.last, now + self._limits.lease_ns
         self._pull(move, now, out)
 
-    def _pull(self, move: Incoming, now: int, out: list["InstanceCommand"]) -> None:
+    def _pull(self, move: Incoming, now: int, out: list[InstanceCommand]) -> None:
         """Bring what is missing; or go on, if the home has said so and little is."""
         pages, job = self._instance.pages, move.job
         if move.pulling:
@@ -392,7 +398,7 @@ class Moves:
         elif move.granted is not None and self._is_cheap(move.granted.spec.known - 1 - move.here):
             self._adopt(move, move.granted, out)
 
-    def on_pulled(self, event: Pulled, now: int, out: list["InstanceCommand"]) -> None:
+    def on_pulled(self, event: Pulled, now: int, out: list[InstanceCommand]) -> None:
         move = self.incoming.get(event.move)
         if move is None or not move.pulling:
             return
@@ -406,7 +412,7 @@ class Moves:
         self._tell(move.source, Got(move.move, event.upto), out)
         self._pull(move, now, out)
 
-    def on_granted(self, event: Submitted, now: int, out: list["InstanceCommand"]) -> bool:
+    def on_granted(self, event: Submitted, now: int, out: list[InstanceCommand]) -> bool:
         """The home submits a job that arrives here. False: it does not, or no longer."""
         move = self.incoming.get(event.move)
         if move is None or move.unwanted or move.job.id != event.spec.id:
@@ -415,7 +421,7 @@ class Moves:
         self._pull(move, now, out)
         return True
 
-    def _adopt(self, move: Incoming, granted: Submitted, out: list["InstanceCommand"]) -> None:
+    def _adopt(self, move: Incoming, granted: Submitted, out: list[InstanceCommand]) -> None:
         """The job is this instance's now."""
         del self.incoming[move.move]
         job = move.job
@@ -425,26 +431,26 @@ class Moves:
         self._instance.welcome(job, granted, here)
         self._tell(move.source, Taken(move.move), out)
 
-    def _give_up(self, move: Incoming, reason: str, out: list["InstanceCommand"]) -> None:
+    def _give_up(self, move: Incoming, reason: str, out: list[InstanceCommand]) -> None:
         """Nothing more will come. If the job is ours already, the rest is computed again; else the move is off."""
         if move.granted is not None:
             return self._adopt(move, move.granted, out)
         self._tell(move.source, Aborted(move.move, reason), out)
         self._unwant(move, out)
 
-    def _unwant(self, move: Incoming, out: list["InstanceCommand"]) -> None:
+    def _unwant(self, move: Incoming, out: list[InstanceCommand]) -> None:
         move.unwanted = True
         if not move.pulling:
             self._discard(move, out)
 
-    def _discard(self, move: Incoming, out: list["InstanceCommand"]) -> None:
+    def _discard(self, move: Incoming, out: list[InstanceCommand]) -> None:
         del self.incoming[move.move]
         self._instance.pages.release(move.job)
         out.append(Discard(move.move))
 
     # -- both --------------------------------------------------------------------------------------------------
 
-    def on_aborted(self, event: Aborted, now: int, out: list["InstanceCommand"]) -> None:
+    def on_aborted(self, event: Aborted, now: int, out: list[InstanceCommand]) -> None:
         incoming = self.incoming.get(event.move)
         if incoming is not None:
             if not incoming.unwanted and incoming.granted is None:
@@ -459,7 +465,7 @@ class Moves:
             # The home may have switched: wait for its word. Nobody reads our pages.
             move.move = 0
 
-    def on_tick(self, now: int, out: list["InstanceCommand"]) -> None:
+    def on_tick(self, now: int, out: list[InstanceCommand]) -> None:
         """End the waits that have lasted too long."""
         for move in list(self.outgoing.values()):
             if move.due <= now and move.phase != Phase.STOPPING:
@@ -473,7 +479,7 @@ class Moves:
             if incoming.due <= now and not incoming.pulling:
                 self._give_up(incoming, "lease ended", out)
 
-    def on_peer_left(self, event: PeerLeft, now: int, out: list["InstanceCommand"]) -> None:
+    def on_peer_left(self, event: PeerLeft, now: int, out: list[InstanceCommand]) -> None:
         """Nothing more comes from that instance, and nothing can go there."""
         for move in list(self.outgoing.values()):
             if move.to == event.instance and move.phase in (Phase.RESERVING, Phase.COPYING):
@@ -502,7 +508,7 @@ class Moves:
             return positions <= self._instance.pages.page_tokens
         return positions * limits.compute_position_ns <= limits.copy_ns + positions * limits.copy_position_ns
 
-    def _tell(self, to: int, event: PeerEvent, out: list["InstanceCommand"]) -> None:
+    def _tell(self, to: int, event: PeerEvent, out: list[InstanceCommand]) -> None:
         out.append(Tell(to, event))
 
     def _count(self, reason: str) -> None:

@@ -65,6 +65,10 @@ class PlainEngine:
         self.stowed: dict[int, list[tuple[int, int] | None]] = {}
         self.queue: deque[InstanceCommand | Callable[[], None]] = deque()
 
+    def add(self, job: int) -> None:
+        assert job not in self.jobs, "added twice"
+        self.jobs[job] = None
+
     def put(self, item: InstanceCommand | Callable[[], None]) -> None:
         self.queue.append(item)
         self.settle()
@@ -317,14 +321,14 @@ class World:
     def on_submit(self, to: int, event: Submitted) -> None:
         """As a worker does: an earlier epoch goes first, then the engine hears of the job, then the core."""
         core, engine, job = self.cores[to], self.engines[to], event.spec.id
-        here = core.find(job)
-        if here is not None and here.epoch >= event.epoch:
+        here = core.last_epoch_of(job)
+        if here is not None and here >= event.epoch:
             return
         if here is not None:
-            self.feed(to, Cancelled(job, here.epoch))
+            self.feed(to, Cancelled(job, here))
         engine.first_step[job] = core.next_step
         engine.put(lambda: engine.known.__setitem__(job, event.spec.known))
-        engine.put(lambda: engine.jobs.__setitem__(job, None))
+        engine.put(lambda: engine.add(job))
         self.feed(to, event)
 
     # -- the home -----------------------------------------------------------------------------------------------
@@ -380,7 +384,7 @@ class World:
         for job, stream in list(self.streams.items()):
             at = stream.instance
             quiet = not self.channels.get((-1, at)) and not self.channels.get((at, -1))
-            if at not in self.cores or (quiet and not self.cores[at].has(job, stream.epoch)):
+            if at not in self.cores or (quiet and self.cores[at].epoch_of(job) != stream.epoch):
                 self.submit(job, self.random.choice(list(self.cores)))
         for number, core in self.cores.items():
             if not self.channels.get((-1, number)):
