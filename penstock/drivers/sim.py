@@ -340,6 +340,11 @@ class Simulation:
                 gc.enable()
         return self._records
 
+    @property
+    def records(self) -> list[Record]:
+        """Of all requests, as far as they are known by now: one that is not over is failed, and ended when sent."""
+        return self._records
+
     def _play(self) -> None:
         heap = self._heap
         while heap:
