@@ -260,7 +260,7 @@ def _gpus(laid: Laid, uses: list[Use]) -> float:
 
 
 def _moves(simulation: Simulation, meter: Meter) -> list[str]:
-    moved = meter.moved()
+    moved = meter.all_moves()
     if not simulation.moves and not moved.aborts:
         return []
     aborts = ", ".join(f"{count} x {reason}" for reason, count in moved.aborts.items())

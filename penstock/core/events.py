@@ -95,6 +95,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     arriving: int = 0
     leaving: int = 0
     page_tokens: int = 1
+    #: Moves of jobs from there, begun since the instance started.
+    moves: int = 0
 
 
 class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):

@@ -170,6 +170,8 @@ class Instance:
             pass
         if self.moves.asks:
             self.moves.ask(now, out)
+        if self.moves.over:
+            self.moves.account(now, out)
         self._report(out)
         return out
 
@@ -264,7 +266,7 @@ class Instance:
             self.counts["cancelled"] += 1
             moves.refuse(arriving, out)
         if (ghost := moves.ghost(event.job)) is not None and ghost.job.epoch <= event.epoch:
-            moves.release(ghost, out)
+            moves.release(ghost, "cancelled", out)
 
     def _on_named(self, event: Named, out: list[InstanceCommand]) -> None:
         job = self.jobs.get(event.job)
@@ -599,4 +601,5 @@ class Instance:
             len(moves.incoming),
             len(moves.outgoing) + len(moves.releasing),
             pages.page_tokens,
+            moves.begun,
         )

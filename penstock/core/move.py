@@ -80,9 +80,10 @@ class Got(msgspec.Struct, frozen=True, array_like=True, tag="got"):
 
 
 class Taken(msgspec.Struct, frozen=True, array_like=True, tag="taken"):
-    """Destination to source: the job goes on here, and nothing more is pulled."""
+    """Destination to source: the job goes on here with its first `here` positions, and nothing more is pulled."""
 
     move: int
+    here: int = 0
 
 
 class Aborted(msgspec.Struct, frozen=True, array_like=True, tag="aborted"):
@@ -191,4 +192,27 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag="ask"):
     total: int
 
 
-MoveCommand = Tell | Receive | Pull | Adopt | Discard | Switch | Ask
+class MoveEnded(msgspec.Struct, frozen=True, array_like=True, tag="move_ended"):
+    """Control: what became of a move, as its source saw it."""
+
+    job: int
+    to: int
+    #: Of the Offload.
+    why: str
+    #: Why it came to nothing; empty: the job goes on there.
+    reason: str
+    #: Positions that were copied, and those that are computed again.
+    copied: int
+    again: int
+    #: ns in each phase: reserve, copy, stop, switch, release (see `moves.Phase`).
+    phases: tuple[int, ...]
+
+    @property
+    def down_ns(self) -> int:
+        """How long the job stood still: until the source heard that it goes on. What was not copied is computed again
+        after that."""
+        *_, switch, release = self.phases
+        return switch + release
+
+
+MoveCommand = Tell | Receive | Pull | Adopt | Discard | Switch | Ask | MoveEnded

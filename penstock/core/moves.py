@@ -19,6 +19,7 @@ from penstock.core.move import (
     Discard,
     Extend,
     Got,
+    MoveEnded,
     Offload,
     PeerEvent,
     PeerLeft,
@@ -79,17 +80,35 @@ class Phase(IntEnum):
 class Outgoing:
     """A job that leaves."""
 
-    __slots__ = ("due", "got", "job", "move", "phase", "stages", "to", "told")
+    __slots__ = ("due", "got", "had", "here", "job", "move", "phase", "since", "spent", "stages", "to", "told", "why")
 
-    def __init__(self, move: int, job: Job, to: int, due: int) -> None:
+    def __init__(self, move: int, job: Job, to: int, why: str, now: int) -> None:
         self.move = move
         self.job = job
         self.to = to
-        self.due = due
+        self.why = why
+        self.due = NEVER
         self.phase = Phase.RESERVING
-        #: Positions that the destination was told of, and those that it has.
-        self.told = self.got = 0
+        #: When that phase began, and the time in each so far, ns.
+        self.since = now
+        self.spent = [0] * len(Phase)
+        #: Positions that the destination was told of, those that it has, and had at the start.
+        self.told = self.got = self.had = 0
+        #: Positions that the job goes on with there; None: not that we know.
+        self.here: int | None = None
         self.stages = 0
+
+    def enter(self, phase: Phase, now: int) -> None:
+        """Go on to the phase."""
+        self.spent[self.phase] += now - self.since
+        self.phase, self.since = phase, now
+
+    def ended(self, reason: str, now: int) -> MoveEnded:
+        """What became of it."""
+        self.enter(self.phase, now)
+        again = 0 if reason else self.job.known - 1 - (self.here or 0)
+        copied = max(0, self.got - self.had)
+        return MoveEnded(self.job.id, self.to, self.why, reason, copied, again, tuple(self.spent))
 
 
 class Incoming:
@@ -130,16 +149,18 @@ class Moves:
         self.still: dict[int, Job] = {}
         #: Job -> when to ask (again) where it should go on; NEVER: it has asked.
         self.asks: dict[int, int] = {}
-        #: Moves of jobs from here that came to nothing, by reason.
-        self.aborts: dict[str, int] = {}
-        #: Jobs that came, and positions copied for those that did or were to.
-        self.taken = 0
-        self.copied = 0
+        #: Moves of jobs from here that are over, and why they came to nothing, until that is told.
+        self.over: list[tuple[Outgoing, str]] = []
 
     @property
     def active(self) -> bool:
         """Whether any move is under way."""
         return bool(self.outgoing or self.incoming or self.releasing or self.still)
+
+    @property
+    def begun(self) -> int:
+        """Moves of jobs from here so far."""
+        return self._next - 1
 
     @property
     def due(self) -> int | None:
@@ -178,17 +199,18 @@ class Moves:
         """Begin to move a job, or those that the policy picks."""
         if event.job is not None:
             job = self._instance.jobs.get(event.job)
-            return self.begin(job, event.to, now, out) if job is not None else None
+            return self.begin(job, event, now, out) if job is not None else None
         fitting = (job for job in self._instance.candidates() if job.known <= event.tokens)
         for job in list(islice(fitting, event.jobs)):
-            self.begin(job, event.to, now, out)
+            self.begin(job, event, now, out)
 
     def may_leave(self, job: Job) -> bool:
         """Whether a move of the job could begin now."""
         return job.id not in self.outgoing and job.id not in self._instance.settling
 
-    def begin(self, job: Job, to: int, now: int, out: list[InstanceCommand]) -> None:
-        """Move the job to instance `to`: with its pages, or, where that is cheaper, without."""
+    def begin(self, job: Job, event: Offload, now: int, out: list[InstanceCommand]) -> None:
+        """Move the job: with its pages, or, where that is cheaper, without."""
+        to = event.to
         if not self.may_leave(job):
             return
         if to == self._instance.number:
@@ -196,7 +218,8 @@ class Moves:
             if job.id in self.asks:
                 self.asks[job.id] = now + self._limits.retry_ns
             return self.go_on(job)
-        move = Outgoing(self._instance.number << _NUMBER_BITS | self._next, job, to, now + self._limits.lease_ns)
+        move = Outgoing(self._instance.number << _NUMBER_BITS | self._next, job, to, event.why, now)
+        move.due = now + self._limits.lease_ns
         self._next += 1
         self.outgoing[job.id] = move
         self.asks.pop(job.id, None)
@@ -211,8 +234,8 @@ class Moves:
     def on_reserved(self, event: Reserved, now: int, out: list[InstanceCommand]) -> None:
         move = self._outgoing(event.move, now)
         if move is not None and move.phase == Phase.RESERVING:
-            move.phase = Phase.COPYING
-            move.got = move.told = event.have
+            move.enter(Phase.COPYING, now)
+            move.got = move.told = move.had = event.have
             self._continue(move, now, out)
 
     def on_got(self, event: Got, now: int, out: list[InstanceCommand]) -> None:
@@ -251,7 +274,7 @@ class Moves:
             self._stop(move, now, out)
 
     def _stop(self, move: Outgoing, now: int, out: list[InstanceCommand]) -> None:
-        move.phase = Phase.STOPPING
+        move.enter(Phase.STOPPING, now)
         self.stand(move.job)
         self._stand(move, now, out)
 
@@ -260,7 +283,8 @@ class Moves:
         job = move.job
         if job.planned > job.done:
             return
-        move.phase, move.due = Phase.SWITCHING, now + self._limits.lease_ns
+        move.enter(Phase.SWITCHING, now)
+        move.due = now + self._limits.lease_ns
         if move.move:
             self._tell(move.to, Extend(move.move, job.id, job.done, move.got, True), out)
         out.append(Switch(job.id, job.epoch, move.to, move.move))
@@ -290,23 +314,27 @@ class Moves:
             # It went without its pages, or we did not wait so long: nobody reads them.
             if move is not None and move.phase < Phase.SWITCHING:
                 self._tell(move.to, Aborted(move.move, "moved"), out)
+            if move is not None:
+                self.over.append((move, "moved" if move.phase < Phase.SWITCHING else ""))
             return self._instance.end(job, "moved", out)
-        move.phase, move.due = Phase.RELEASING, now + self._limits.lease_ns
+        move.enter(Phase.RELEASING, now)
+        move.due = now + self._limits.lease_ns
         self.releasing[move.move] = move
         self._instance.depart(job)
 
     def on_taken(self, event: Taken, out: list[InstanceCommand]) -> None:
         move = self.releasing.get(event.move)
         if move is not None:
-            self.release(move, out)
-            return
+            move.here = event.here
+            return self.release(move, "", out)
         for move in self.outgoing.values():
             if move.move == event.move:
                 # The home's word is on its way; the pages need not wait for the destination any more.
-                move.move = 0
+                move.move, move.here = 0, event.here
 
-    def release(self, move: Outgoing, out: list[InstanceCommand]) -> None:
-        """The job has gone, and now its pages."""
+    def release(self, move: Outgoing, reason: str, out: list[InstanceCommand]) -> None:
+        """The job has gone, and now its pages. `reason`: why nobody reads them, if nobody has."""
+        self.over.append((move, reason))
         del self.releasing[move.move]
         self._instance.give_up(move.job, out)
 
@@ -315,13 +343,13 @@ class Moves:
         self.asks.pop(job.id, None)
         move = self.outgoing.pop(job.id, None)
         if move is not None:
-            self._count(reason)
+            self.over.append((move, reason))
             if move.move:
                 self._tell(move.to, Aborted(move.move, reason), out)
 
     def _cancel(self, move: Outgoing, reason: str, now: int) -> None:
         """The move is off, and the job goes on here."""
-        self._count(reason)
+        self.over.append((move, reason))
         del self.outgoing[move.job.id]
         self._instance.pages.name(move.job)
         if self._instance.role == "prefill":
@@ -407,7 +435,6 @@ class Moves:
             return self._discard(move, out)
         if event.error:
             return self._give_up(move, "copy failed", out)
-        self.copied += event.upto - move.pulled
         move.pulled = event.upto
         self._tell(move.source, Got(move.move, event.upto), out)
         self._pull(move, now, out)
@@ -427,9 +454,8 @@ class Moves:
         job = move.job
         here = min(move.here, granted.spec.known - 1)
         out.append(Adopt(job.id, move.move, here))
-        self.taken += 1
         self._instance.welcome(job, granted, here)
-        self._tell(move.source, Taken(move.move), out)
+        self._tell(move.source, Taken(move.move, here), out)
 
     def _give_up(self, move: Incoming, reason: str, out: list[InstanceCommand]) -> None:
         """Nothing more will come. If the job is ours already, the rest is computed again; else the move is off."""
@@ -457,7 +483,7 @@ class Moves:
                 self._unwant(incoming, out)
             return
         if event.move in self.releasing:
-            return self.release(self.releasing[event.move], out)
+            return self.release(self.releasing[event.move], event.reason, out)
         move = self._outgoing(event.move, now)
         if move is not None and move.phase in (Phase.RESERVING, Phase.COPYING):
             self._cancel(move, event.reason, now)
@@ -474,7 +500,7 @@ class Moves:
                 self._cancel(move, "lease ended", now)
         for move in list(self.releasing.values()):
             if move.due <= now:
-                self.release(move, out)
+                self.release(move, "lease ended", out)
         for incoming in list(self.incoming.values()):
             if incoming.due <= now and not incoming.pulling:
                 self._give_up(incoming, "lease ended", out)
@@ -486,7 +512,7 @@ class Moves:
                 self._cancel(move, "destination left", now)
         for move in list(self.releasing.values()):
             if move.to == event.instance:
-                self.release(move, out)
+                self.release(move, "destination left", out)
         for incoming in list(self.incoming.values()):
             if incoming.source == event.instance and not incoming.unwanted and not incoming.pulling:
                 self._give_up(incoming, "source left", out)
@@ -511,5 +537,7 @@ class Moves:
     def _tell(self, to: int, event: PeerEvent, out: list[InstanceCommand]) -> None:
         out.append(Tell(to, event))
 
-    def _count(self, reason: str) -> None:
-        self.aborts[reason] = self.aborts.get(reason, 0) + 1
+    def account(self, now: int, out: list[InstanceCommand]) -> None:
+        """Tell what became of moves that are over."""
+        out.extend(move.ended(reason, now) for move, reason in self.over)
+        self.over.clear()

@@ -1,6 +1,6 @@
 """What limits a simulated system: how long instances step, how full their KV is, who waits, what moves.
 
-An observer of steps (`sim.Observer`) that reads the core at each. Knows requests only by their records. Instances that
+An observer (`sim.Observer`) that reads the core at each step. Knows requests only by their records. Instances that
 are added while it runs belong to the pool that they are alike.
 """
 
@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 
 from penstock.core.instance import Instance
+from penstock.core.move import MoveEnded
 from penstock.core.step import Features
 from penstock.drivers.deployment import LaidPool
 from penstock.drivers.sim import MemberConfig, Observer, Times
@@ -67,7 +68,8 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Meter:
-    """Hand it to a `Simulation` and then tell it whose cores to read (`watch`). It passes steps on to `then`."""
+    """Hand it to a `Simulation` and then tell it whose cores to read (`watch`). It passes on what it sees to
+    `then`."""
 
     def __init__(self, then: Observer | None = None) -> None:
         self._then = then
@@ -75,6 +77,8 @@ class Meter:
         self._gauges: dict[int, _Gauge] = defaultdict(_Gauge)
         #: Positions that were computed, on all instances.
         self.positions = 0
+        self._kv_bytes = 0
+        self._aborts: Counter[str] = Counter()
 
     def watch(self, members: Sequence[Metered]) -> None:
         """The instances, by number; there may be more of them later."""
@@ -98,6 +102,14 @@ class Meter:
         if self._then is not None:
             self._then.steps(instance, start_ns, ends_ns, first)
 
+    def moved(self, instance: int, to: int | None, ended: MoveEnded, now_ns: int) -> None:
+        """See `sim.Observer`."""
+        self._kv_bytes += ended.copied * self._members[instance].config.kv_bytes_per_token
+        if ended.reason:
+            self._aborts[ended.reason] += 1
+        if self._then is not None:
+            self._then.moved(instance, to, ended, now_ns)
+
     def use(self, pool: LaidPool, begin_ns: int, end_ns: int) -> Use:
         """Of a pool, over a run between these times."""
         kinds = {id(member.config) for member in self._members[pool.first : pool.first + pool.instances]}
@@ -115,15 +127,9 @@ class Meter:
             preemptions=sum(core.preemptions for number in numbers for core in self._members[number].cores),
         )
 
-    def moved(self) -> Moved:
+    def all_moves(self) -> Moved:
         """Over the whole run."""
-        aborts: Counter[str] = Counter()
-        kv_bytes = 0
-        for member in self._members:
-            for core in member.cores:
-                aborts.update(core.moves.aborts)
-                kv_bytes += core.moves.copied * member.config.kv_bytes_per_token
-        return Moved(kv_bytes=kv_bytes, aborts=dict(aborts.most_common()))
+        return Moved(kv_bytes=self._kv_bytes, aborts=dict(self._aborts.most_common()))
 
     def found(self, records: Sequence[Record]) -> float:
         """The share of prompt tokens that were found in the prefix cache, at the least: what was computed twice, or for

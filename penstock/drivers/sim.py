@@ -58,7 +58,7 @@ from penstock.core.events import (
 )
 from penstock.core.instance import Instance, InstanceConfig, Step
 from penstock.core.job import Job, JobSpec, Unit
-from penstock.core.move import Ask, PeerLeft, Pull, Pulled, Switch, Switched, Tell, Tick
+from penstock.core.move import Ask, MoveEnded, PeerLeft, Pull, Pulled, Switch, Switched, Tell, Tick
 from penstock.core.slo import SECOND, Slo
 from penstock.core.step import Features, StepCost, StepPlan, features
 from penstock.cost.models import Model
@@ -147,10 +147,13 @@ def alike(instance: InstanceConfig, count: int = 1, *, delays: Delays = Delays()
 
 
 class Observer(Protocol):
-    """Who wants to see steps."""
+    """Who wants to see steps and moves."""
 
     def steps(self, instance: int, start_ns: int, ends_ns: Times, first: Features) -> None:
         """Steps that repeat one plan ended at these times; the first began at `start_ns` and had these features."""
+
+    def moved(self, instance: int, to: int | None, ended: MoveEnded, now_ns: int) -> None:
+        """A move from an instance is over by now; `to` is None where the other one is gone."""
 
 
 class _Track:
@@ -629,6 +632,9 @@ class Simulation:
                 self._at(self.now + delays.peer, partial(self._bring, instance, event))
             case Pull():
                 self._at(self.now + delays.pull, partial(self._begin_pull, member.name, command))
+            case MoveEnded() if self._observer is not None:
+                to = self._named.get(command.to)
+                self._observer.moved(member.index, None if to is None else to.index, command, self.now)
             case Switch():
                 self._at(self.now + delays.dispatch, partial(self._switch, member.name, command))
             case Ask(job, epoch, known, total):

@@ -1,20 +1,23 @@
 """A run as a Chrome trace: open it in Perfetto (ui.perfetto.dev) or chrome://tracing.
 
-One process an instance, with its steps, on as many rows as there are steps in flight at one time; one process for
-requests, each a bar for waiting and prefill and one for decoding. Works on records, so live runs have the request half,
-too.
+One process an instance, with its steps, on as many rows as there are steps in flight at one time, and below them the
+moves of jobs that leave and arrive: a bar with its phases at the source, one at the destination, and an arrow between
+the two where the job changes hands. One process for requests, each a bar for waiting and prefill and one for decoding.
+Works on records, so live runs have the request half, too.
 """
 
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
+from penstock.core.move import MoveEnded
+from penstock.core.moves import Phase
 from penstock.core.predict import regime
 from penstock.core.step import Features, repeated
 from penstock.drivers.sim import Times
@@ -22,6 +25,8 @@ from penstock.metrics.record import COMPLETED, Record
 
 #: Rows of a process at most; what overlaps beyond that shares the last one.
 ROWS = 512
+#: Moves of an instance stand below so many rows of steps.
+_MOVES = ROWS
 #: The process of requests. Those of instances follow: readers of traces keep number 0 for themselves.
 _REQUESTS = 1
 
@@ -34,6 +39,8 @@ class Timeline:
     def __init__(self, steps_max: int = 1_000_000) -> None:
         #: Instance -> (start of the first, ends, features of the first) of steps that repeat one plan.
         self._steps: defaultdict[int, list[tuple[int, array[int], Features]]] = defaultdict(list)
+        #: (when it began, source, destination if that is there, what became of it), as they end.
+        self._moves: list[tuple[int, int, int | None, MoveEnded]] = []
         self._room = steps_max
         #: Steps that there was no room for: the last ones.
         self.left_out = 0
@@ -46,11 +53,15 @@ class Timeline:
         if kept:
             self._steps[instance].append((start_ns, array("q", [int(end) for end in ends_ns[:kept]]), first))
 
+    def moved(self, instance: int, to: int | None, ended: MoveEnded, now_ns: int) -> None:
+        """See `sim.Observer`."""
+        self._moves.append((now_ns - sum(ended.phases), instance, to, ended))
+
     def write(self, path: str | Path, records: Iterable[Record]) -> None:
         """Write it all as JSON. Raises OSError."""
         with Path(path).open("wb") as file:
             file.write(b'{"displayTimeUnit":"ms","traceEvents":[')
-            _write(file, chain(self._instances(), _requests(records)))
+            _write(file, chain(self._instances(), _moves(self._moves), _requests(records)))
             file.write(b"]}")
 
     def _instances(self) -> Iterator[Event]:
@@ -93,6 +104,31 @@ class _Rows:
         return row
 
 
+def _moves(moves: Iterable[tuple[int, int, int | None, MoveEnded]]) -> Iterator[Event]:
+    rows: defaultdict[int, _Rows] = defaultdict(_Rows)
+    for number, (began, source, to, ended) in enumerate(sorted(moves, key=lambda move: move[:2])):
+        marks = list(accumulate(ended.phases, initial=began))
+        said = {
+            "request": ended.job, "why": ended.why, "came to nothing": ended.reason, "copied": ended.copied,
+            "computed again": ended.again,
+        }  # fmt: skip
+        at = _REQUESTS + 1 + source
+        row = _MOVES + rows[at].take(began, marks[-1])
+        yield _bar(f"request {ended.job} leaves", began, marks[-1], at, row, said)
+        for phase, (start, end) in zip(Phase, pairwise(marks), strict=True):
+            if end > start:
+                yield _bar(phase.name.lower(), start, end, at, row, {})
+        if to is None or ended.reason:
+            continue
+        there = _REQUESTS + 1 + to
+        stood = marks[Phase.SWITCHING]
+        came = marks[Phase.COPYING] if ended.copied else stood
+        row_there = _MOVES + rows[there].take(began, marks[-1])
+        yield _bar(f"request {ended.job} arrives", came, marks[-1], there, row_there, said)
+        yield _arrow("s", number, stood, at, row)
+        yield _arrow("f", number, stood, there, row_there)
+
+
 def _requests(records: Iterable[Record]) -> Iterator[Event]:
     yield _name(_REQUESTS, "requests")
     rows = _Rows()
@@ -124,6 +160,14 @@ def _bar(name: str, start_ns: int, end_ns: int, process: int, row: int, said: di
     return {
         "name": name, "ph": "X", "ts": start_ns / 1000, "dur": (end_ns - start_ns) / 1000, "pid": process, "tid": row,
         "args": said,
+    }  # fmt: skip
+
+
+def _arrow(end: str, number: int, at_ns: int, process: int, row: int) -> Event:
+    """The start ("s") or finish ("f") of a flow, bound to the bar that is there then."""
+    return {
+        "name": "move", "cat": "move", "ph": end, "bp": "e", "id": number, "ts": at_ns / 1000, "pid": process,
+        "tid": row,
     }  # fmt: skip
 
 

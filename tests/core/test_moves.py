@@ -24,6 +24,7 @@ from penstock.core.move import (
     Assigned,
     Discard,
     Extend,
+    MoveEnded,
     Offload,
     PeerLeft,
     Pull,
@@ -218,6 +219,8 @@ class World:
         self.pages = self.random.randrange(16, 48) * 2
         self.next_job = self.next_instance = 0
         self.moved = 0
+        #: Instance -> what it told of its moves.
+        self.ended: dict[int, list[MoveEnded]] = {}
         for _ in range(3):
             self.join()
 
@@ -270,6 +273,8 @@ class World:
         match command:
             case Report():
                 pass
+            case MoveEnded():
+                self.ended.setdefault(number, []).append(command)
             case Ask(job):
                 if self.random.random() < 0.8:
                     self.feed_later(number, Offload(self.random.choice(list(self.cores)), job))
@@ -518,3 +523,10 @@ def test_no_token_and_no_page_is_lost_whatever_happens(seed: int, faults: bool) 
         kept = sum(len(pages) for pages in engine.blocks.values())
         assert len(engine.free) + kept == engine.pages, "a page is lost"
         assert not engine.arriving
+        # Every move is told of once, whatever became of it.
+        ended = world.ended.get(number, [])
+        assert len(ended) == core.moves.begun == core.load.moves
+        for move in ended:
+            assert len(move.phases) == 5
+            assert min(*move.phases, move.copied, move.again) >= 0
+            assert not (move.reason and move.again)

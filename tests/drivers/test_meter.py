@@ -105,7 +105,7 @@ def test_a_move_that_comes_to_nothing_is_counted_once() -> None:
     meter.watch(simulation.members)
     simulation.run([Request(arrival_s=0.0, prompt_tokens=200, output_tokens=20)])
     assert not simulation.moves
-    refused = meter.moved().aborts
+    refused = meter.all_moves().aborts
     assert set(refused) == {"too large"}
     # 20 steps of 10 ms and a prompt of 200 ms; a look each 50 ms.
     assert refused["too large"] <= 410 / 50
@@ -121,4 +121,4 @@ def test_what_is_copied_is_counted_in_bytes() -> None:
     meter.watch(simulation.members)
     simulation.run([Request(arrival_s=0.0, prompt_tokens=100, output_tokens=4)])
     # 96 positions fill pages, the rest is computed again.
-    assert (meter.moved().kv_bytes, meter.moved().aborts) == (96_000, {})
+    assert (meter.all_moves().kv_bytes, meter.all_moves().aborts) == (96_000, {})

@@ -2,19 +2,20 @@
 
 import json
 from collections import defaultdict
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from penstock.core.cluster import ClusterConfig
 from penstock.core.instance import InstanceConfig
 from penstock.core.slo import MS
 from penstock.core.step import Features
 from penstock.cost.linear import Linear
 from penstock.drivers import timeline
-from penstock.drivers.sim import Failure, Simulation, alike
+from penstock.drivers.sim import Failure, MemberConfig, SimConfig, Simulation, alike
 from penstock.drivers.timeline import Timeline
 from penstock.metrics.record import Record
 from penstock.workload.trace import Request
@@ -110,6 +111,41 @@ def test_every_token_comes_at_the_end_of_a_step(tmp_path: Path) -> None:
     assert {event["name"] for event in steps} == {"prefill", "decode", "mixed"}
     ends = {round((event["ts"] + event["dur"]) * 1000) for event in steps}
     assert {at for record in records for at in record.times_ns} <= ends
+
+
+def test_a_move_is_an_arrow_between_two_instances(tmp_path: Path) -> None:
+    members = [
+        MemberConfig(instance=InstanceConfig(policy="distserve", pages=1000, role=role), kv_bytes_per_token=1000)
+        for role in ("prefill", "prefill", "decode")
+    ]
+    config = SimConfig(members=members, cluster=ClusterConfig(policy="distserve"), move_bytes_per_s=1e6)
+    shown = Timeline()
+    simulation = Simulation(config, COST, shown)
+    simulation.run(requests())
+    shown.write(tmp_path / "t.json", [])
+    events = json.loads((tmp_path / "t.json").read_bytes())["traceEvents"]
+    bars = [event for event in events if event["ph"] == "X"]
+
+    def under(end: Event) -> list[Event]:
+        """The bars that the arrow's end is on, but for phases."""
+        return [
+            bar
+            for bar in bars
+            if (bar["pid"], bar["tid"]) == (end["pid"], end["tid"])
+            and bar["ts"] <= end["ts"] < bar["ts"] + bar["dur"] + 1e-4
+            and "request" in bar["args"]
+        ]
+
+    starts = {event["id"]: event for event in events if event["ph"] == "s"}
+    finishes = {event["id"]: event for event in events if event["ph"] == "f"}
+    assert len(starts) == len(finishes) == simulation.moves > 20
+    for number, start in starts.items():
+        pairs = product(under(start), under(finishes[number]))
+        leaves, arrives = next(pair for pair in pairs if pair[0]["args"] == pair[1]["args"])
+        assert leaves["args"]["why"] == "hand-off"
+        assert (leaves["pid"] in (2, 3), arrives["pid"]) == (True, 4)
+        assert leaves["ts"] <= arrives["ts"]
+    assert {bar["name"] for bar in bars} >= {"copying", "prefill", "decode"}
 
 
 def test_beyond_the_last_row_bars_share_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
