@@ -98,19 +98,16 @@ class Blows:
     """What workers suffered."""
 
     kills: int = 0
-    freezes: int = 0
 
 
-async def strike(home: Home, blows: Blows, every_s: float, draw: random.Random, freeze_each: int = 0) -> None:
-    """Kill a random worker about every so often, for as long as this is not cancelled; every so many times, freeze it
-    instead. Only where two are up, so that the load always gets on."""
+async def strike(home: Home, blows: Blows, after_s: float, draw: random.Random) -> None:
+    """Kill a random worker about so long after all have come up, again and again until this is cancelled."""
+    instances = len(up(home))
     while True:
-        await asyncio.sleep(every_s * draw.uniform(0.7, 1.3))
-        await until(lambda: len(up(home)) >= 2, "two instances are up")
-        frozen = bool(freeze_each) and (blows.kills + blows.freezes + 1) % freeze_each == 0
-        os.kill(draw.choice(up(home)).pid, signal.SIGSTOP if frozen else signal.SIGKILL)
-        blows.freezes += frozen
-        blows.kills += not frozen
+        await until(lambda: len(up(home)) == instances, "all instances are up")
+        await asyncio.sleep(after_s * draw.uniform(0.5, 1.5))
+        os.kill(draw.choice(up(home)).pid, signal.SIGKILL)
+        blows.kills += 1
 
 
 @dataclass

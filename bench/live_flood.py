@@ -4,7 +4,7 @@
 
 A tiny Llama of random, spread weights in float32. Prompts and answers have mixed lengths, some prompts begin alike;
 every other request is greedy, the rest sample with a seed (temperature 0.8, top_p 0.95). First one instance answers
-them all, undisturbed. Then, over each transport, a worker getting SIGKILL every few seconds:
+them all, undisturbed. Then, over each transport, a worker getting SIGKILL a few seconds after all have come up:
 
     flood         three instances, where all jobs move all the time
     hand-off      one instance for prompts, two for the rest (policy distserve)
@@ -54,7 +54,7 @@ class Scene:
 SCENES = {
     "flood": Scene(("", "", ""), "flood"),
     "hand-off": Scene(("prefill", "decode", "decode"), "distserve"),
-    "little-room": Scene(("", "", ""), "flood", 64),
+    "little-room": Scene(("", "", ""), "flood", 128),
 }
 ALONE = Scene(("",), "fcfs")
 
@@ -82,7 +82,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=48, help="requests in flight (default: %(default)s)")
     parser.add_argument("--scenes", default=",".join(SCENES), help="default: %(default)s")
     parser.add_argument("--transports", default="nixl,zmq", help="default: %(default)s")
-    parser.add_argument("--kill-every", type=float, default=6.0, help="seconds, on average (default: %(default)s)")
+    parser.add_argument(
+        "--kill-after", type=float, default=4.0, help="seconds after all are up, on average (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 
@@ -137,7 +139,7 @@ async def play(
     blows, failures = Blows(), list[str]()
     async with cluster(worker, FleetConfig(roles=scene.roles)) as home:
         began = time.monotonic()
-        striking = asyncio.create_task(strike(home, blows, args.kill_every, random.Random(args.seed)))
+        striking = asyncio.create_task(strike(home, blows, args.kill_after, random.Random(args.seed)))
         if len(scene.roles) == 1:
             striking.cancel()
         answers = await answer(home, asks, args.concurrency, failures)
