@@ -1,7 +1,8 @@
 """First come, first served: continuous batching with chunked prefill, as in Sarathi-Serve (OSDI'24) and vLLM.
 
 Running jobs go on first, one token each; what is left of the token budget goes to prompts, in order of arrival, cut to
-fit. A running job that finds no page takes those of the job admitted last, which will recompute.
+fit. A prompt starts once there are pages for all of it. A running job that finds no page takes those of the job that
+was admitted last, which will recompute.
 """
 
 from penstock.core.batch import Batch
@@ -29,6 +30,18 @@ def go_on(batch: Batch) -> bool:
 
 
 def admit(batch: Batch) -> None:
-    """Let waiting jobs in by order, until one does not fit."""
-    while batch.waiting and batch.admit(batch.waiting[0], batch.budget):
-        pass
+    """Let waiting jobs in by order, until one does not fit: all of its prompt, not only the chunk that is next. Else
+    the rest of it finds no page, and it is put out again, for as long as others hold them."""
+    while batch.waiting and batch.budget and fits(batch, batch.waiting[0]):
+        if not batch.admit(batch.waiting[0], batch.budget):
+            break
+
+
+def fits(batch: Batch, job: Job) -> bool:
+    """Whether there are pages for all that is known of the job. Where nobody runs it need not wait for them."""
+    pages = batch.pages
+    if not batch.slices:
+        return True
+    blocks, held = pages.match(job)
+    need = job.known - blocks * pages.block_tokens
+    return pages.available - held >= -(-need // pages.page_tokens)

@@ -83,6 +83,17 @@ def test_fcfs_preempts_the_last_admitted_and_lets_nobody_in_meanwhile() -> None:
     assert bench.step() == {0: 1}, "which are not enough to let it in again; and 2 waits behind it"
 
 
+def test_fcfs_lets_a_prompt_in_once_there_are_pages_for_all_of_it() -> None:
+    """Its first chunk alone would fit at once, and be put out again."""
+    bench = Bench("fcfs", pages=8, budget=12)
+    bench.submit(0, prompt=12, new=3)
+    bench.submit(1, prompt=24, new=2)
+    assert [bench.step() for _ in range(2)] == [{0: 1}, {0: 1}], "three pages, then a fourth: four are left of six"
+    assert bench.step() == {1: 12}
+    assert bench.step() == {1: 12}
+    assert not bench.preempted
+
+
 def test_prefill_first_stalls_decodes_for_whole_prompts() -> None:
     bench = Bench("prefill-first", budget=20)
     bench.submit(0, prompt=10, new=5)
