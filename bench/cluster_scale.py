@@ -1,0 +1,109 @@
+"""What a decision of the cluster core takes as the fleet grows: it must stay flat.
+
+    .venv/bin/python bench/cluster_scale.py [--seconds 1] [--full] [--figure PNG]
+
+The simulator drives 16, 64, 256 and 1,024 instances under row llumnix, at a rate that grows with them to 50,000
+requests/s: steps that cost next to nothing, prompts of 64 and answers of 32 tokens. Each call of `Cluster.handle` is
+timed from outside, in CPU time, by kind of event: median and P99 in microseconds. Two minutes on one core; --full
+simulates five seconds of load.
+"""
+
+import argparse
+import gc
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import cluster_runs
+import numpy as np
+from cluster_runs import NO_LIMIT, table
+from tqdm import tqdm
+
+from penstock.core.cluster import ClusterConfig
+from penstock.core.commands import ClusterCommand
+from penstock.core.events import ClusterEvent
+from penstock.core.instance import InstanceConfig
+from penstock.core.slo import MS
+from penstock.cost.linear import Linear
+from penstock.drivers.sim import Delays, MemberConfig, SimConfig, Simulation
+from penstock.workload.arrivals import arrivals
+from penstock.workload.request import Request
+
+SIZES = (16, 64, 256, 1024)
+#: Of the largest fleet; the others' rates are in proportion.
+RATE = 50_000
+#: 10 ms a step, and little for what is in it.
+COST = Linear(10e6, 1e3, 0.0, 1e3, 0.0)
+POLICY = "llumnix"
+
+
+def main() -> int:
+    args = _parse()
+    seconds = 5.0 if args.full else args.seconds
+    found = {size: timed(size, seconds) for size in tqdm(SIZES, leave=False, disable=None)}
+    kinds = sorted({kind for times in found.values() for kind in times})
+    header = ["event", *(f"{size} instances, {RATE * size // SIZES[-1]:,} req/s" for size in SIZES)]
+    print(f"Cluster.handle under {POLICY}: median and P99, us (number of events)\n")
+    print(table(header, ([kind, *(_said(found[size].get(kind)) for size in SIZES)] for kind in kinds)))
+    draw(found, kinds, args.figure)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of load, simulated")
+    parser.add_argument("--full", action="store_true", help="five seconds")
+    parser.add_argument("--figure", type=Path, default=Path("docs/figures/cluster_scale.png"), metavar="PNG")
+    return parser.parse_args()
+
+
+def timed(size: int, seconds: float) -> dict[str, list[int]]:
+    """Kind of event -> what each took, ns."""
+    rate = RATE * size / SIZES[-1]
+    instance = InstanceConfig(policy=POLICY, pages=2048)
+    config = SimConfig(
+        members=[MemberConfig(instance=instance)] * size,
+        cluster=ClusterConfig(policy=POLICY, max_num_queued=NO_LIMIT),
+        delays=Delays(dispatch=MS, report=MS, peer=MS),
+        every_token=False,
+    )
+    simulation = Simulation(config, COST)
+    times: dict[str, list[int]] = defaultdict(list)
+    handle = simulation._cluster.handle
+
+    def watched(event: ClusterEvent, now: int) -> list[ClusterCommand]:
+        began = time.thread_time_ns()
+        commands = handle(event, now)
+        times[type(event).__name__].append(time.thread_time_ns() - began)
+        return commands
+
+    simulation._cluster.handle = watched  # type: ignore[method-assign]
+    at = arrivals("poisson", round(rate * seconds), rate).tolist()
+    simulation.run([Request(arrival_s=t, prompt_tokens=64, output_tokens=32) for t in at])
+    gc.collect()
+    return times
+
+
+def _said(times_ns: list[int] | None) -> str:
+    if not times_ns:
+        return "none"
+    median, p99 = np.percentile(times_ns, (50, 99)) / 1000
+    return f"{median:.1f}, {p99:.1f} ({len(times_ns):,})"
+
+
+def draw(found: dict[int, dict[str, list[int]]], kinds: list[str], path: Path) -> None:
+    figure, panels = cluster_runs.axes(2, 5.0)
+    for axis, level in zip(panels, (50, 99), strict=True):
+        for kind in kinds:
+            points = [(size, np.percentile(found[size][kind], level) / 1000) for size in SIZES if found[size].get(kind)]
+            axis.plot(*zip(*points, strict=True), marker="o", label=kind)
+        axis.set(title=f"{'median' if level == 50 else 'P99'} of a decision (us)", xlabel="instances", xscale="log")
+        axis.set(yscale="log", xticks=SIZES, xticklabels=[str(size) for size in SIZES])
+        axis.grid(alpha=0.3)
+    panels[0].legend(fontsize="small")
+    cluster_runs.save(figure, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
