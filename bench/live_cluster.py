@@ -102,11 +102,18 @@ class Blows:
 
 async def strike(home: Home, blows: Blows, after_s: float, draw: random.Random) -> None:
     """Kill a random worker about so long after all have come up, again and again until this is cancelled."""
-    instances = len(up(home))
+    instances, gone = len(up(home)), -1
+
+    def whole() -> bool:
+        there = [instance.instance for instance in up(home)]
+        return len(there) == instances and gone not in there
+
     while True:
-        await until(lambda: len(up(home)) == instances, "all instances are up")
+        await until(whole, "all instances are up")
         await asyncio.sleep(after_s * draw.uniform(0.5, 1.5))
-        os.kill(draw.choice(up(home)).pid, signal.SIGKILL)
+        victim = draw.choice(up(home))
+        os.kill(victim.pid, signal.SIGKILL)
+        gone = victim.instance
         blows.kills += 1
 
 

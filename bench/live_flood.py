@@ -38,7 +38,7 @@ from penstock.engine.options import EngineOptions
 from penstock.engine.params import Sampling
 
 #: The longest prompt and the longest answer, in tokens.
-PROMPT, ANSWER = 300, 160
+PROMPT, ANSWER = 200, 300
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Scene:
 
     roles: tuple[str, ...]
     policy: str
-    #: KV pages of each instance; the longest request needs 29.
+    #: KV pages of each instance; the longest request needs 32.
     pages: int = 1024
 
 
@@ -114,7 +114,7 @@ def make_asks(count: int, seed: int) -> list[Ask]:
     common = [draw.randrange(4, VOCAB) for _ in range(PROMPT)]
     asks = []
     for number in range(count):
-        start = common[: draw.choice((0, 0, 64, 150))]
+        start = common[: draw.choice((0, 0, 64, 128))]
         prompt = start + [draw.randrange(4, VOCAB) for _ in range(draw.randint(1, PROMPT - len(start)))]
         temperature, top_p = (0.0, 1.0) if number % 2 else (0.8, 0.95)
         sampling = Sampling(

@@ -85,6 +85,10 @@ class Move:
     slowdown: float = 0.0
 
 
+#: (way, place, context) -> its moves.
+Found = dict[tuple[str, str, int], list[Move]]
+
+
 def main() -> int:
     args = _parse()
     with tempfile.TemporaryDirectory() as folder:
@@ -128,33 +132,32 @@ def worker(way: str, args: argparse.Namespace, model: Path, record: Path) -> Wor
     return WorkerConfig(engine=engine, moves=moves, transport=transport, limits=limits, record=str(record))
 
 
-async def measure(args: argparse.Namespace, model: Path, folder: Path) -> dict[tuple[str, str, int], list[Move]]:
-    """(way, place, context) -> its moves. A cluster for each way."""
-    found: dict[tuple[str, str, int], list[Move]] = {}
+async def measure(args: argparse.Namespace, model: Path, folder: Path) -> Found:
+    """A cluster for each way, a stream for each context."""
+    found: Found = {}
     for way in args.ways.split(","):
         repeats = args.recompute_repeats if way == "recompute" else args.repeats
+        places = [place for place in args.places.split(",") if way == "live" or place != "source"]
         async with cluster(worker(way, args, model, folder / way), FleetConfig(roles=("", ""))) as home:
             for context in map(int, args.contexts.split(",")):
-                for place in args.places.split(","):
-                    if way == "live" or place != "source":
-                        found[way, place, context] = await one(home, context, place, repeats)
+                async with AsyncExitStack() as stack:
+                    stream = await begin(home, stack, context, up(home)[0].instance)
+                    for place in places:
+                        found[way, place, context] = await moves_of(home, stream, place, repeats)
                         print(_row(way, place, context, found[way, place, context]), flush=True)
     return found
 
 
-async def one(home: Home, context: int, place: str, repeats: int) -> list[Move]:
-    """Move a stream of so many tokens, so often, from the first instance to the second; and back in between."""
+async def moves_of(home: Home, stream: Read, place: str, repeats: int) -> list[Move]:
+    """Move the stream so often, from the first instance to the second; and back in between."""
     first, second = (instance.instance for instance in up(home))
     async with AsyncExitStack() as stack:
-        stream = await begin(home, stack, context, first)
-        others = []
-        if place != "idle":
-            where = second if place == "loaded" else first
-            others = [await begin(home, stack, OTHERS_PROMPT, where) for _ in range(OTHERS)]
+        where = second if place == "loaded" else first
+        others = [await begin(home, stack, OTHERS_PROMPT, where) for _ in range(OTHERS if place != "idle" else 0)]
         moves = []
         for _ in range(repeats):
-            moves.append(await move(home, stream, second, others if place == "source" else []))
             await bring(home, stream, first)
+            moves.append(await move(home, stream, second, others if place == "source" else []))
         return moves
 
 
@@ -235,7 +238,7 @@ def _row(way: str, place: str, context: int, moves: Sequence[Move]) -> str:
     )
 
 
-def report(args: argparse.Namespace, moves: dict[tuple[str, str, int], list[Move]]) -> int:
+def report(args: argparse.Namespace, moves: Found) -> int:
     """All rows again, in one table, and what of the promises was broken; 1 if anything was."""
     print(f"\ntimes in ms, medians over moves; transport {args.transport}, {args.dtype}\n{HEADINGS}")
     for (way, place, context), found in moves.items():
@@ -259,7 +262,7 @@ def _broken(place: str, context: int, moves: Sequence[Move]) -> list[str]:
     return lines
 
 
-def _uneven(place: str, moves: dict[tuple[str, str, int], list[Move]]) -> list[str]:
+def _uneven(place: str, moves: Found) -> list[str]:
     downtimes = {
         context: statistics.median(move.downtime for move in found)
         for (way, at, context), found in moves.items()
