@@ -15,7 +15,7 @@ import msgspec
 import penstock
 from penstock.core.cluster import Balance
 from penstock.core.events import Asked, Drain, Joined, Left, Load, NotStarted, Reported, Rerole
-from penstock.core.move import Ask, Assigned, Offload, PeerLeft
+from penstock.core.move import Ask, Assigned, MoveEnded, Offload, PeerLeft
 from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.launch.base import LOST, Launched, Launcher, LaunchError
@@ -69,6 +69,7 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     pid: int
     load: Load
+    moves: m.MoveCounts = msgspec.field(default_factory=m.MoveCounts)
 
 
 class Owner(Protocol):
@@ -100,6 +101,7 @@ class Member:
         self.launched = launched
         self.state: State = "starting"
         self.load = Load()
+        self.moves = m.MoveCounts()
         #: Why it cannot serve.
         self.refused = ""
         self.heard_s = time.monotonic()
@@ -115,6 +117,7 @@ class Member:
             host=self.launched.host,
             pid=self.launched.pid,
             load=self.load,
+            moves=self.moves,
         )
 
 
@@ -402,6 +405,8 @@ class Fleet:
             case m.Pong(_, step_s):
                 if step_s > self._config.step_timeout_s:
                     self._replace(member, f"a step has been running for {step_s:.0f} s")
+            case MoveEnded():
+                member.moves.add(message)
             case m.Hello():
                 self._on_hello(member, message)
             case m.Starting(text):

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ import msgspec
 from penstock.core.commands import Dispatch, Lost, Refuse
 from penstock.core.events import Arrived, Ended, Load, Moved
 from penstock.core.job import JobSpec, Unit
-from penstock.core.move import Switch, Switched
+from penstock.core.move import MoveEnded, Switch, Switched
 from penstock.core.slo import Slo
 from penstock.drivers import messages as m
 from penstock.drivers.control import Control
@@ -30,6 +31,7 @@ from penstock.drivers.fleet import Fleet, FleetConfig, Instance
 from penstock.drivers.keys import block_keys
 from penstock.drivers.launch.base import Launcher
 from penstock.drivers.launch.local import LocalLauncher
+from penstock.drivers.story import Stories
 from penstock.drivers.stream import Busy, Chunk, JobFailed, Stream, Unavailable
 from penstock.drivers.wire import Keys, Mailbox
 from penstock.drivers.worker import WorkerConfig
@@ -38,8 +40,6 @@ from penstock.engine.params import Sampling
 
 State = Literal["starting", "ready", "restarting", "draining", "stopped", "failed"]
 
-#: The home's number stands above so many bits of a job's own number.
-_NUMBER_BITS = 40
 ROLL_S = 1.0
 #: A job that was taken before and finds no room now asks again after so long.
 _AGAIN_S = 0.1
@@ -58,9 +58,15 @@ class Home:
         number: int = 0,
     ) -> None:
         self._name = m.home_name(number)
-        self._next_job = number << _NUMBER_BITS
+        self._next_job = number << m.NUMBER_BITS
         self._secret = secrets.token_bytes(16)
         self._streams: dict[int, Stream] = {}
+        #: What happened to the latest requests.
+        self.stories = Stories()
+        #: Jobs that went on elsewhere from what was delivered, by reason.
+        self.replays: Counter[str] = Counter()
+        #: Hears of moves of this home's jobs that are over.
+        self.on_moved: Callable[[MoveEnded], None] = lambda ended: None
         #: Instances that are there.
         self._instances: set[int] = set()
         #: Set once: why nothing new is taken.
@@ -108,6 +114,7 @@ class Home:
         self._next_job += 1
         stream = Stream(spec, tokens, sampling, tenant, self._cancel)
         self._streams[stream.id] = stream
+        self.stories.add(stream.story)
         self._control.feed(Arrived(spec))
         if stream.refusal is not None:
             raise stream.refusal
@@ -226,7 +233,7 @@ class Home:
                 reason = f"{how} {_DEATHS} times in a row while this request ran: it is not tried again"
                 self._finish(stream, JobFailed("failed", reason))
             else:
-                self._replay(stream)
+                self._replay(stream, "instance ended")
 
     def holds(self, instance: int) -> bool:
         return any(stream.instance == instance for stream in self._streams.values())
@@ -239,7 +246,8 @@ class Home:
 
     # -- jobs ----------------------------------------------------------------------------------------------------
 
-    def _dispatch(self, stream: Stream, instance: int, move: int = 0) -> None:
+    def _dispatch(self, stream: Stream, instance: int, move: int = 0, why: str = "") -> None:
+        stream.story.tell("placed", time.monotonic_ns(), instance, why or ("again" if stream.epoch else "new"))
         stream.epoch += 1
         stream.instance, stream.began = instance, False
         prompt = len(stream.prompt)
@@ -253,10 +261,13 @@ class Home:
             return
         del self._streams[stream.id]
         stream.refusal = refusal
+        stream.story.end("rejected", time.monotonic_ns(), refusal.reason)
         stream.put(JobFailed("rejected", refusal.reason))
 
-    def _replay(self, stream: Stream, after_s: float = 0.0) -> None:
+    def _replay(self, stream: Stream, why: str, after_s: float = 0.0) -> None:
         """Have the job go on from what was delivered, wherever the cluster says."""
+        self.replays[why] += 1
+        stream.story.tell("replayed", time.monotonic_ns(), stream.instance, why)
         if stream.instance is not None:
             self._tell(stream.instance, m.Cancel(stream.id, stream.epoch))
         stream.epoch += 1
@@ -287,10 +298,10 @@ class Home:
         if stream is None:
             self._mailbox.send(source, m.Cancel(switch.job, switch.epoch))
         elif switch.to not in self._instances:
-            self._replay(stream)
+            self._replay(stream, "destination ended")
         else:
             self._bring_up(stream)
-            self._dispatch(stream, switch.to, switch.move)
+            self._dispatch(stream, switch.to, switch.move, "moved")
             self._mailbox.send(source, Switched(switch.job, switch.epoch))
             self._control.feed(Moved(stream.id, switch.to))
 
@@ -299,10 +310,15 @@ class Home:
         if stream.id in self._streams:
             if stream.instance is not None:
                 self._tell(stream.instance, m.Cancel(stream.id, stream.epoch))
+            stream.story.end("cancelled", time.monotonic_ns())
             self._forget(stream)
 
     def _finish(self, stream: Stream, last: Chunk | JobFailed) -> None:
         stream.put(last)
+        if isinstance(last, JobFailed):
+            stream.story.end(last.outcome, time.monotonic_ns(), last.reason)
+        else:
+            stream.story.end("completed", time.monotonic_ns(), last.finish or "")
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
@@ -317,12 +333,20 @@ class Home:
 
     def _on_letter(self, sender: str, message: m.ToHome) -> None:
         match message:
-            case m.Stepped(outputs):
+            case m.Stepped(outputs, notes, sent):
+                now = time.monotonic_ns()
                 for epoch, output in outputs:
-                    self._deliver(epoch, output)
+                    self._deliver(epoch, output, now)
+                for note in notes:
+                    if (story := self.stories.get(note.job)) is not None:
+                        story.note(note, m.instance_of(sender), now - sent)
             case m.Began(job, epoch):
                 if (stream := self._current(job, epoch)) is not None:
                     stream.began = True
+            case MoveEnded(job):
+                if (story := self.stories.get(job)) is not None:
+                    story.moved(message, m.instance_of(sender), time.monotonic_ns())
+                self.on_moved(message)
             case Switch():
                 self._switch(sender, message)
             case m.Failed(job, epoch, outcome, reason):
@@ -331,20 +355,20 @@ class Home:
             case m.Absent(jobs):
                 for job, epoch in jobs:
                     if (stream := self._current(job, epoch)) is not None:
-                        self._replay(stream)
+                        self._replay(stream, "missing there")
 
     def _current(self, job: int, epoch: int) -> Stream | None:
         stream = self._streams.get(job)
         return stream if stream is not None and stream.epoch == epoch else None
 
-    def _deliver(self, epoch: int, output: Output) -> None:
+    def _deliver(self, epoch: int, output: Output, now: int) -> None:
         stream = self._streams.get(output.job)
         if stream is None or stream.epoch != epoch or output.index != len(stream.output):
             if stream is not None and stream.epoch == epoch and output.index > len(stream.output):
-                # A message was lost.
-                self._replay(stream)
+                self._replay(stream, "message lost")
             return
         stream.output += output.tokens
+        stream.story.times.extend([now] * len(output.tokens))
         finish = output.finish
         if finish is not None and finish.startswith("error:"):
             self._finish(stream, JobFailed("failed", finish.removeprefix("error:")))
@@ -356,7 +380,7 @@ class Home:
     def _on_failed(self, stream: Stream, failed: JobFailed) -> None:
         """An instance that is full, though the cluster thought otherwise, turns away new jobs only."""
         if failed.outcome == "rejected" and stream.epoch > 1:
-            self._replay(stream, _AGAIN_S)
+            self._replay(stream, "turned away", _AGAIN_S)
         else:
             self._finish(stream, failed)
 

@@ -7,13 +7,16 @@ import msgspec
 
 from penstock.core.events import Load
 from penstock.core.job import JobSpec
-from penstock.core.move import Ask, Assigned, Offload, PeerEvent, PeerLeft, Switch, Switched
+from penstock.core.move import Ask, Assigned, MoveEnded, Offload, PeerEvent, PeerLeft, Switch, Switched
 from penstock.cost.models import Model
+from penstock.drivers.story import Note
 from penstock.engine.base import EngineInfo, Output
 from penstock.engine.params import Sampling
 
 #: The control's name as a sender.
 CONTROL = "c"
+#: A home's number stands above so many bits of a job's own number.
+NUMBER_BITS = 40
 
 
 def instance_name(instance: int) -> str:
@@ -21,8 +24,34 @@ def instance_name(instance: int) -> str:
     return f"i{instance}"
 
 
+def instance_of(name: str) -> int:
+    return int(name[1:])
+
+
 def home_name(home: int) -> str:
     return f"h{home}"
+
+
+def home_of(job: int) -> str:
+    return home_name(job >> NUMBER_BITS)
+
+
+class MoveCounts(msgspec.Struct):
+    """Moves of jobs from one instance that are over: of those that went, and, by reason, of those that did not; and
+    positions copied and computed again."""
+
+    taken: int = 0
+    copied: int = 0
+    again: int = 0
+    aborted: dict[str, int] = {}
+
+    def add(self, ended: MoveEnded) -> None:
+        self.copied += ended.copied
+        self.again += ended.again
+        if ended.reason:
+            self.aborted[ended.reason] = self.aborted.get(ended.reason, 0) + 1
+        else:
+            self.taken += 1
 
 
 class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
@@ -125,7 +154,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     step_s: float
 
 
-ToControl = Hello | Starting | Refused | Loaded | Pong | Ask
+ToControl = Hello | Starting | Refused | Loaded | Pong | Ask | MoveEnded
 
 
 class Began(msgspec.Struct, frozen=True, array_like=True, tag="began"):
@@ -136,9 +165,12 @@ class Began(msgspec.Struct, frozen=True, array_like=True, tag="began"):
 
 
 class Stepped(msgspec.Struct, frozen=True, array_like=True, tag="stepped"):
-    """Tokens of one step, of jobs of this home: (epoch, output)."""
+    """Tokens of one step, of jobs of this home: (epoch, output); and what is to be told of jobs."""
 
     outputs: list[tuple[int, Output]]
+    notes: list[Note] = []
+    #: When this was sent, ns on the clock of the notes; 0 without any.
+    sent: int = 0
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
@@ -156,4 +188,4 @@ class Absent(msgspec.Struct, frozen=True, array_like=True, tag="absent"):
     jobs: list[tuple[int, int]]
 
 
-ToHome = Began | Stepped | Failed | Absent | Switch
+ToHome = Began | Stepped | Failed | Absent | Switch | MoveEnded

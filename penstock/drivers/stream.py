@@ -7,6 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from penstock.core.job import JobSpec
+from penstock.drivers.story import Story
 from penstock.engine.params import Logprobs, Sampling
 
 
@@ -60,6 +61,7 @@ class Stream:
         self.prompt = prompt
         self.sampling = sampling
         self.tenant = tenant
+        self.story = Story(spec)
         #: Tokens that were delivered.
         self.output: list[int] = []
         #: Raised whenever the job goes elsewhere; tokens of other epochs do not count.

@@ -53,6 +53,7 @@ from penstock.core.move import (
     Assigned,
     Discard,
     Extend,
+    MoveEnded,
     Offload,
     PeerLeft,
     Pull,
@@ -72,6 +73,7 @@ from penstock.drivers import messages as m
 from penstock.drivers.keys import block_keys
 from penstock.drivers.local import carry_out, exceptions
 from penstock.drivers.log import Header, InstanceEntry, LogWriter
+from penstock.drivers.story import Note
 from penstock.drivers.wire import Keys, Mailbox
 from penstock.engine.base import Engine, Output
 from penstock.engine.null import NullEngine, NullOptions, null_info
@@ -293,6 +295,12 @@ class Worker:
         self._source_pages: dict[int, list[int]] = {}
         #: Jobs that go elsewhere, once all their tokens are told.
         self._switches: list[Switch] = []
+        #: Jobs that have not caught up since they began here -> the positions that were known then.
+        self._prompts: dict[int, int] = {}
+        #: Step in flight -> what it executes of those: (job, positions).
+        self._chunks: dict[int, list[tuple[int, int]]] = {}
+        #: Home -> what the next message to it tells of its jobs.
+        self._notes: dict[str, list[Note]] = {}
         self.engine_loop = EngineLoop(engine, transport, wake)
         self._looked_s = time.monotonic()
         self._stop = False
@@ -350,6 +358,8 @@ class Worker:
         for home, heard_s in self._homes.items():
             if all_read and now_s - heard_s > self._config.lease_s:
                 self._drop(home, {})
+        for home in list(self._notes):
+            self._mailbox.send(home, self._stepped(home, []))
 
     # -- homes ---------------------------------------------------------------------------------------------------
 
@@ -434,12 +444,17 @@ class Worker:
                 self._fail(job, epoch, "invalid", reason)
                 self._feed(Cancelled(job, epoch))
             case Stepped(seq, _, _, error) if error:
+                self._chunks.pop(seq, None)
                 self._feed(StepFailed(seq, error))
             case Stepped():
                 self._on_stepped(done)
 
     def _on_stepped(self, done: Stepped) -> None:
         current = [(t, o) for o in done.outputs if (t := self._tracked.get(o.job)) and t.first_step <= done.seq]
+        if (chunks := self._chunks.pop(done.seq, None)) is not None:
+            now = time.monotonic_ns()
+            for job, count in chunks:
+                self._note(Note(job, now - done.took_ns, now, count))
         # First the next step, then the tokens: the engine should not wait for messages.
         self._decide(StepDone(done.seq, exceptions(done.outputs), done.took_ns))
         told: dict[str, list[tuple[int, Output]]] = {}
@@ -447,10 +462,29 @@ class Worker:
             if output.tokens or output.finish:
                 told.setdefault(tracked.home, []).append((tracked.epoch, output))
         for home, outputs in told.items():
-            self._mailbox.send(home, m.Stepped(outputs))
+            self._mailbox.send(home, self._stepped(home, outputs))
         self._switch()
         for tracked, output in current:
             self._name(tracked, output)
+
+    def _stepped(self, home: str, outputs: list[tuple[int, Output]]) -> m.Stepped:
+        notes = self._notes.pop(home, None)
+        return m.Stepped(outputs) if notes is None else m.Stepped(outputs, notes, time.monotonic_ns())
+
+    def _note(self, note: Note) -> None:
+        """For the job's story."""
+        if (tracked := self._tracked.get(note.job)) is not None:
+            self._notes.setdefault(tracked.home, []).append(note)
+
+    def _follow(self, plan: StepPlan) -> None:
+        """What the step does for jobs that catch up."""
+        prompts = self._prompts
+        pieces = [piece for piece in plan.slices if piece.job in prompts]
+        if pieces:
+            self._chunks[plan.seq] = [(piece.job, piece.count) for piece in pieces]
+        for piece in pieces:
+            if piece.start + piece.count >= prompts[piece.job]:
+                del prompts[piece.job]
 
     def _name(self, tracked: Tracked, output: Output) -> None:
         """Name the blocks of a job's output that have become whole, so that a later turn can reuse them."""
@@ -493,8 +527,15 @@ class Worker:
                 self._begin(job)
                 if isinstance(command, Adopt):
                     self._source_pages.pop(command.move, None)
-            case Share() | Evict() | Run() | Receive() | Stow():
+            case Run(plan):
                 self.engine_loop.todo.put(command)
+                if self._prompts:
+                    self._follow(plan)
+            case Share() | Evict() | Receive():
+                self.engine_loop.todo.put(command)
+            case Stow(job):
+                self.engine_loop.todo.put(command)
+                self._preempted(job)
             case Discard(move):
                 self.engine_loop.todo.put(command)
                 self._source_pages.pop(move, None)
@@ -506,11 +547,21 @@ class Worker:
                 self._switches.append(command)
             case Ask():
                 self._mailbox.send(m.CONTROL, command)
+            case MoveEnded(job):
+                self._mailbox.send(m.CONTROL, command)
+                self._mailbox.send(m.home_of(job), command)
 
     def _release(self, command: Release) -> None:
         self.engine_loop.todo.put(command)
         if command.forget:
             self._tracked.pop(command.job, None)
+            self._prompts.pop(command.job, None)
+        else:
+            self._preempted(command.job)
+
+    def _preempted(self, job: int) -> None:
+        now = time.monotonic_ns()
+        self._note(Note(job, now, now, 0))
 
     def _tell(self, command: Tell) -> None:
         """To another instance. Where the engine has not caught up with the core, it passes this on when it has."""
@@ -533,6 +584,8 @@ class Worker:
     def _begin(self, job: int) -> None:
         if (tracked := self._tracked.get(job)) is not None:
             self._mailbox.send(tracked.home, m.Began(job, tracked.epoch))
+        if (here := self._core.jobs.get(job)) is not None:
+            self._prompts[job] = here.known
 
     def _fail(self, job: int, epoch: int, outcome: str, reason: str) -> None:
         tracked = self._tracked.get(job)
