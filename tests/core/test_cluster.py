@@ -251,3 +251,10 @@ def test_an_instance_changes_its_role() -> None:
     assert made.handle(Rerole(1, "prefill"), 0) == [Order(1, Assigned("prefill"))]
     assert made.sums["decode"].members == 0
     assert sent_on(made.handle(Asked(0, 1, 1, 60, 100), 0)) == [(1, 0)], "nobody decodes any more"
+
+
+def test_an_instance_that_joins_again_is_counted_once() -> None:
+    made = cluster(2)
+    made.handle(Joined(1, "decode", Load(running=3)), 0)
+    assert (made.sums[""].members, made.sums["decode"].members, made.total.jobs) == (1, 1, 3)
+    assert [instance for _, instance in made.entries] == [0]
