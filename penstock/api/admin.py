@@ -58,7 +58,8 @@ async def load(front: Front, call: Call) -> None:
 
 async def metrics(front: Front, call: Call) -> None:
     now = front.home.capacity
-    text = front.metrics.text(now.running, now.waiting, kv_used(now), front.home.instances)
+    front.metrics.see_fleet(front.home)
+    text = front.metrics.text(now.running, now.waiting, kv_used(now))
     await call.reply(200, text, CONTENT_TYPE_LATEST)
 
 

@@ -24,6 +24,7 @@ from penstock.api.config import FrontConfig
 from penstock.api.errors import ApiError, internal
 from penstock.api.front import Front
 from penstock.api.sse import error_frames
+from penstock.api.story import timeline
 from penstock.drivers.home import Home
 
 log = logging.getLogger("penstock.api")
@@ -35,6 +36,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/completions", completions),
     ("GET", "/v1/models", admin.models),
     ("GET", "/v1/models/{model:path}", admin.model),
+    ("GET", "/v1/requests/{request}/timeline", timeline),
     ("POST", "/tokenize", admin.tokenize),
     ("POST", "/detokenize", admin.detokenize),
     ("GET", "/health", admin.health),

@@ -104,6 +104,7 @@ class _Answer:
         self._tools = [plan.reader() for _ in choices]
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
+        front.remember(self._id, choices)
 
     def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
         return chat_logprobs(self._front.tokenizer, piece) if self._request.logprobs else None

@@ -114,6 +114,7 @@ class _Answer:
         self._choices = choices
         self._id = f"cmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
+        front.remember(self._id, choices)
         self._echoes = [self._echo(prompt) for prompt in prompts]
 
     def _echo(self, prompt: list[int]) -> str:

@@ -21,11 +21,15 @@ from penstock.api.tokenizer import load_tokenizer
 from penstock.api.tools import choose_parser
 from penstock.core.slo import Slo, Target
 from penstock.drivers.home import Home
+from penstock.drivers.story import Story
 from penstock.drivers.stream import Busy, JobFailed, Stream, Unavailable
 from penstock.engine.base import EngineInfo
 from penstock.engine.params import Sampling
 
 T = TypeVar("T")
+
+#: Requests whose stories can be asked for: the latest.
+_RECENT = 1024
 
 Deliver = Callable[[int, Piece], Awaitable[None]]
 
@@ -65,6 +69,9 @@ class Front:
         self.tool_parser = choose_parser(config.tool_call_parser, self.template.source)
         self.metrics = Metrics(self.model)
         self.ledger = Ledger(home.predict, self.metrics)
+        #: By the answer's id, one for each choice.
+        self.recent: dict[str, list[Story]] = {}
+        home.on_moved = self.metrics.moved
         self._threads = ThreadPoolExecutor(2, "tokenize")
 
     def info(self) -> EngineInfo:
@@ -111,6 +118,12 @@ class Front:
             )
             for index, (stream, (tokens, _)) in enumerate(zip(streams, asks, strict=True))
         ]
+
+    def remember(self, request: str, choices: Sequence[Choice]) -> None:
+        """Under this id one may ask what happened to them."""
+        if len(self.recent) >= _RECENT:
+            del self.recent[next(iter(self.recent))]
+        self.recent[request] = [choice.stream.story for choice in choices]
 
     def _stream(self, call: Call, request: SampledRequest, slo: Slo, tokens: list[int], sampling: Sampling) -> Stream:
         deadline_ms = _milliseconds(call, "x-deadline-ms")

@@ -4,7 +4,7 @@ Counts come from the ledger; load is read from the home when somebody asks. Name
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -12,7 +12,10 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from penstock.core.move import MoveEnded
+from penstock.core.slo import SECOND
 from penstock.drivers.fleet import Instance
+from penstock.drivers.home import Home
 
 _LATENCY_S = (
     0.001,
@@ -48,7 +51,16 @@ _OF_INSTANCES: tuple[tuple[str, str, Callable[[Instance], float]], ...] = (
     ("kv_pages", "KV pages that it has", lambda i: i.load.pages),
     ("kv_pages_free", "KV pages that are free or can be evicted", lambda i: i.load.pages_free),
     ("preemptions_total", "Running answers that had to wait for pages", lambda i: i.load.preemptions),
+    ("moves_leaving", "Answers on their way to another instance", lambda i: i.load.leaving),
+    ("moves_arriving", "Answers on their way from another instance", lambda i: i.load.arriving),
+    ("moves_begun_total", "Moves of answers from there that began", lambda i: i.load.moves),
+    ("moves_taken_total", "Moves from there after which the answer went on elsewhere", lambda i: i.moves.taken),
+    ("move_copied_positions_total", "Positions whose KV was copied from there", lambda i: i.moves.copied),
+    ("move_recomputed_positions_total", "Positions of moves from there computed again", lambda i: i.moves.again),
 )
+#: Of moves, from below a message's time to a lease.
+_MOVE_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+_PHASES = ("reserve", "copy", "stop", "switch", "release")
 
 
 class Metrics:
@@ -85,6 +97,25 @@ class Metrics:
             ("model_name", "outcome"),
             registry=self._registry,
         )
+        self._preemptions = self._counter("num_preemptions", "Times that a running answer had to wait for pages")
+        #: Instance -> its preemptions so far.
+        self._preempted: dict[int, int] = {}
+        self._phases = Histogram(
+            "penstock_move_phase_seconds",
+            "Of moves of this front's answers: each phase that was entered",
+            ("model_name", "phase"),
+            buckets=_MOVE_S,
+            registry=self._registry,
+        )
+        self._downtime = Histogram(
+            "penstock_move_downtime_seconds",
+            "Of moves that were taken: from standing still until the source heard that it goes on",
+            ("model_name",),
+            buckets=_MOVE_S,
+            registry=self._registry,
+        ).labels(model)
+        for phase in _PHASES:
+            self._phases.labels(model, phase)
         for outcome in ("good", "late", "dropped", "rejected", "cancelled", "failed"):
             self._outcomes.labels(model, outcome)
         for reason in ("stop", "length", "abort", "error"):
@@ -116,9 +147,23 @@ class Metrics:
     def ended(self, outcome: str, answers: int) -> None:
         self._outcomes.labels(self._model, outcome).inc(answers)
 
-    def text(self, running: int, waiting: int, kv_used: float, instances: Sequence[Instance]) -> bytes:
+    def moved(self, ended: MoveEnded) -> None:
+        """A move is over."""
+        for phase, ns in zip(_PHASES, ended.phases, strict=True):
+            if ns:
+                self._phases.labels(self._model, phase).observe(ns / SECOND)
+        if not ended.reason:
+            self._downtime.observe(ended.down_ns / SECOND)
+
+    def see_fleet(self, home: Home) -> None:
+        """How instances are now."""
+        self._instances.see(home)
+        before, self._preempted = self._preempted, {i.instance: i.load.preemptions for i in home.instances}
+        for instance, preemptions in self._preempted.items():
+            self._preemptions.inc(preemptions - before.get(instance, 0))
+
+    def text(self, running: int, waiting: int, kv_used: float) -> bytes:
         """Prometheus' text format, with the load as it is now. Called in the front's event loop."""
-        self._instances.now = instances
         self._running.set(running)
         self._waiting.set(waiting)
         self._kv.set(kv_used)
@@ -145,18 +190,63 @@ class Metrics:
         self._registry.register(_Alias(metric))
 
 
+_INSTANCE = ("model_name", "instance", "role")
+
+
 class _Instances(Collector):
-    """What each instance says of itself, under a label of its own."""
+    """What each instance says of itself, under a label of its own; and what became of instances and their jobs."""
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self.now: Sequence[Instance] = ()
+        self._now: Sequence[Instance] = ()
+        self._position_bytes = 0
+        self._restarts = 0
+        self._replays: Mapping[str, int] = {}
+
+    def see(self, home: Home) -> None:
+        self._now = home.instances
+        self._position_bytes = home.info.kv_bytes_per_token if home.info is not None else 0
+        self._restarts = home.fleet.restarts
+        self._replays = home.replays
 
     def collect(self) -> Iterator[Metric]:
+        yield from self._each()
+        yield from self._of_moves()
+        restarts = "Instances that ended unasked and were replaced"
+        restarted = CounterMetricFamily("penstock_restarts", restarts, labels=("model_name",))
+        restarted.add_metric((self._model,), self._restarts)
+        yield restarted
+        replays = CounterMetricFamily(
+            "penstock_replays",
+            "Answers of this front that went on elsewhere from what was delivered",
+            labels=("model_name", "reason"),
+        )
+        for reason, count in self._replays.items():
+            replays.add_metric((self._model, reason), count)
+        yield replays
+
+    def _of_moves(self) -> Iterator[Metric]:
+        size = CounterMetricFamily(
+            "penstock_instance_move_copied_bytes", "KV that was copied from there", labels=_INSTANCE
+        )
+        aborted = CounterMetricFamily(
+            "penstock_instance_moves_aborted",
+            "Moves of answers from there that came to nothing",
+            labels=(*_INSTANCE, "reason"),
+        )
+        for found in self._now:
+            here = (self._model, str(found.instance), found.role)
+            size.add_metric(here, found.moves.copied * self._position_bytes)
+            for reason, count in found.moves.aborted.items():
+                aborted.add_metric((*here, reason), count)
+        yield size
+        yield aborted
+
+    def _each(self) -> Iterator[Metric]:
         for name, about, value in _OF_INSTANCES:
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            family = kind(f"penstock_instance_{name}", about, labels=("model_name", "instance", "role"))
-            for found in self.now:
+            family = kind(f"penstock_instance_{name}", about, labels=_INSTANCE)
+            for found in self._now:
                 family.add_metric((self._model, str(found.instance), found.role), value(found))
             yield family
 

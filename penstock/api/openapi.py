@@ -8,6 +8,7 @@ from penstock import __version__
 from penstock.api import protocol
 from penstock.api.config import FrontConfig
 from penstock.api.errors import ErrorBody
+from penstock.api.story import RequestTimeline
 
 Doc = dict[str, Any]
 
@@ -26,6 +27,7 @@ _BODIES = (
     protocol.Health,
     protocol.Version,
     protocol.ServerLoad,
+    RequestTimeline,
 )
 
 _ERRORS = {
@@ -64,11 +66,15 @@ def document(config: FrontConfig) -> Doc:
 
 def _paths(keyed: list[Doc]) -> Doc:
     name: Doc = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+    request: Doc = {"name": "request", "in": "path", "required": True, "schema": {"type": "string"}}
     return {
         "/v1/chat/completions": {"post": _generate("chat", "ChatRequest", "ChatResponse", keyed)},
         "/v1/completions": {"post": _generate("complete", "CompletionRequest", "CompletionResponse", keyed)},
         "/v1/models": {"get": _get("models", "ModelList", security=keyed)},
         "/v1/models/{model}": {"get": _get("model", "ModelCard", security=keyed, parameters=[name])},
+        "/v1/requests/{request}/timeline": {
+            "get": _get("timeline", "RequestTimeline", security=keyed, parameters=[request])
+        },
         "/tokenize": {"post": _post("tokenize", "TokenizeRequest", "TokenizeResponse", keyed)},
         "/detokenize": {"post": _post("detokenize", "DetokenizeRequest", "DetokenizeResponse", keyed)},
         "/health": {"get": _get("health", "Health", errors=("405", "503"))},

@@ -102,6 +102,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     """A story, for people. `job` is its number in logs."""
 
     job: int
+    #: Empty while it goes on.
     outcome: str
     prompt_tokens: int
     output_tokens: int

@@ -1,11 +1,15 @@
 """A home without an engine, in the driver's shape: what it says is a script."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from penstock.core.events import Load
+from penstock.core.job import JobSpec, Unit
 from penstock.core.slo import Slo
 from penstock.drivers.fleet import Instance, State
+from penstock.drivers.story import Stories, Story
 from penstock.drivers.stream import Busy, Chunk, JobFailed, Unavailable
 from penstock.engine.base import EngineInfo
 from penstock.engine.params import Logprobs, Sampling
@@ -43,6 +47,10 @@ class FakeStream:
     def __init__(self, home: "FakeHome", id: int, steps: Sequence[Chunk | Exception | float]) -> None:
         self.id = id
         self.closed = False
+        asked = home.asked[-1]
+        self.story = Story(
+            JobSpec(id=id, units=(Unit("lm", 1),), known=len(asked.tokens), arrival=time.monotonic_ns(), slo=asked.slo)
+        )
         self._home = home
         self._steps = iter(steps)
 
@@ -76,6 +84,7 @@ class FakeFleet:
     def __init__(self, home: "FakeHome") -> None:
         self._home = home
         self.asked: list[tuple] = []
+        self.restarts = 0
 
     def _ask(self, what: str, number: int, *more: str) -> None:
         if number not in [found.instance for found in self._home.instances]:
@@ -113,8 +122,11 @@ class FakeHome:
         self.instances = [instance(0, self.capacity)]
         self.fleet = FakeFleet(self)
         self.script: Script = echo
+        self.stories = Stories()
+        self.replays: Counter[str] = Counter()
         self.refuse: Busy | Unavailable | None = None
         self.asked: list[Asked] = []
+        self.told: list[FakeStream] = []
         self.open: set[int] = set()
 
     def submit(self, tokens, sampling, *, slo=Slo(), priority=0, deadline_s=None, tenant="") -> FakeStream:
@@ -124,7 +136,8 @@ class FakeHome:
         self.asked.append(asked)
         id = len(self.asked)
         self.open.add(id)
-        return FakeStream(self, id, self.script(asked))
+        self.told.append(FakeStream(self, id, self.script(asked)))
+        return self.told[-1]
 
     def predict(self, prompt: int, tokens: int) -> tuple[float, float]:
         return 0.1, 0.01

@@ -12,6 +12,7 @@ from serving import running, wait_for
 from penstock import __version__
 from penstock.api.config import FrontConfig
 from penstock.core.events import Load
+from penstock.core.move import MoveEnded
 
 
 def test_models(server: str) -> None:
@@ -117,8 +118,13 @@ def test_metrics_under_both_names(fresh: str, home: FakeHome) -> None:
 
 
 def test_metrics_of_each_instance(fresh: str, home: FakeHome) -> None:
-    loads = [Load(running=2, pages=100, pages_free=75, preemptions=5), Load(waiting=3, pages=50, pages_free=50)]
+    loads = [
+        Load(running=2, pages=100, pages_free=75, preemptions=5, leaving=2, moves=9),
+        Load(waiting=3, pages=50, pages_free=50, arriving=1),
+    ]
     home.instances = [instance(0, loads[0]), instance(7, loads[1], "decode", "draining")]
+    counts = home.instances[0].moves
+    counts.taken, counts.copied, counts.again, counts.aborted = 4, 1000, 30, {"no room": 3}
     found = {key: value for key, value in metrics(fresh).items() if key[0].startswith("penstock_instance_")}
     assert found == {
         ("penstock_instance_up", "0,"): 1,
@@ -133,7 +139,42 @@ def test_metrics_of_each_instance(fresh: str, home: FakeHome) -> None:
         ("penstock_instance_kv_pages_free", "7,decode"): 50,
         ("penstock_instance_preemptions_total", "0,"): 5,
         ("penstock_instance_preemptions_total", "7,decode"): 0,
+        ("penstock_instance_moves_leaving", "0,"): 2,
+        ("penstock_instance_moves_leaving", "7,decode"): 0,
+        ("penstock_instance_moves_arriving", "0,"): 0,
+        ("penstock_instance_moves_arriving", "7,decode"): 1,
+        ("penstock_instance_moves_begun_total", "0,"): 9,
+        ("penstock_instance_moves_begun_total", "7,decode"): 0,
+        ("penstock_instance_moves_taken_total", "0,"): 4,
+        ("penstock_instance_moves_taken_total", "7,decode"): 0,
+        ("penstock_instance_move_copied_positions_total", "0,"): 1000,
+        ("penstock_instance_move_copied_positions_total", "7,decode"): 0,
+        ("penstock_instance_move_recomputed_positions_total", "0,"): 30,
+        ("penstock_instance_move_recomputed_positions_total", "7,decode"): 0,
+        ("penstock_instance_move_copied_bytes_total", "0,"): 64000,
+        ("penstock_instance_move_copied_bytes_total", "7,decode"): 0,
+        ("penstock_instance_moves_aborted_total", "0,no room,"): 3,
     }
+
+
+def test_metrics_of_moves_and_of_what_went_wrong(fresh: str, home: FakeHome) -> None:
+    """Preemptions are counted on, whichever instances are there."""
+    home.on_moved(MoveEnded(1, 1, "balance", "", 96, 4, (1_000_000, 30_000_000, 0, 2_000_000, 3_000_000)))
+    home.on_moved(MoveEnded(2, 1, "balance", "no room", 0, 0, (5_000_000, 0, 0, 0, 0)))
+    home.fleet.restarts = 2
+    home.replays.update({"instance ended": 7})
+    home.instances = [instance(0, Load(preemptions=5))]
+    metrics(fresh)
+    home.instances = [instance(1, Load(preemptions=2))]
+    got = metrics(fresh)
+    assert got["penstock_num_preemptions_total", ""] == got["vllm:num_preemptions_total", ""] == 7
+    assert got["penstock_restarts_total", ""] == 2
+    assert got["penstock_replays_total", "instance ended"] == 7
+    assert got["penstock_move_phase_seconds_count", "reserve"] == 2
+    assert got["penstock_move_phase_seconds_sum", "reserve"] == pytest.approx(0.006)
+    assert got["penstock_move_phase_seconds_count", "stop"] == 0
+    assert got["penstock_move_downtime_seconds_count", ""] == 1
+    assert got["penstock_move_downtime_seconds_sum", ""] == pytest.approx(0.005)
 
 
 def test_a_finished_answer_is_no_load(server: str, home: FakeHome) -> None:
