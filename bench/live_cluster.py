@@ -35,9 +35,14 @@ Result = TypeVar("Result")
 Ask = tuple[list[int], Sampling]
 
 
-def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """As `asyncio.run`, but SIGTERM unwinds it as SIGINT does, so that workers end and folders go."""
+def unwind_on_sigterm() -> None:
+    """Have SIGTERM end this process as SIGINT does, so that workers end and folders go."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """As `asyncio.run`, but SIGTERM unwinds it too."""
+    unwind_on_sigterm()
     return asyncio.run(work)
 
 
