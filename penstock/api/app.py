@@ -25,7 +25,7 @@ from penstock.api.errors import ApiError, internal
 from penstock.api.front import Front
 from penstock.api.sse import error_frames
 from penstock.api.story import timeline
-from penstock.drivers.home import Home
+from penstock.drivers.home import BaseHome
 
 log = logging.getLogger("penstock.api")
 
@@ -60,7 +60,7 @@ _KEYED = ("/v1/", "/tokenize", "/detokenize")
 _ADMIN = "/admin/"
 
 
-def create_app(home: Home, config: FrontConfig) -> Starlette:
+def create_app(home: BaseHome, config: FrontConfig) -> Starlette:
     """The application; `app.state.front.ledger` is what `ledger.status_line` reads.
 
     Raises FileNotFoundError or ValueError if the model folder has no usable tokenizer or a setting is unknown.

@@ -20,7 +20,7 @@ from penstock.api.template import ChatTemplate, find_template
 from penstock.api.tokenizer import load_tokenizer
 from penstock.api.tools import choose_parser
 from penstock.core.slo import Slo, Target
-from penstock.drivers.home import Home
+from penstock.drivers.home import BaseHome
 from penstock.drivers.story import Story
 from penstock.drivers.stream import Busy, JobFailed, Stream, Unavailable
 from penstock.engine.base import EngineInfo
@@ -59,7 +59,7 @@ class Choice(msgspec.Struct):
 class Front:
     """Raises FileNotFoundError or ValueError if the model folder has no usable tokenizer."""
 
-    def __init__(self, home: Home, config: FrontConfig) -> None:
+    def __init__(self, home: BaseHome, config: FrontConfig) -> None:
         self.home = home
         self.config = config
         self.model = config.served_names[0]

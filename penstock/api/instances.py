@@ -12,7 +12,8 @@ from msgspec.json import encode
 from penstock.api.call import Call
 from penstock.api.errors import ApiError, bad
 from penstock.api.front import Front
-from penstock.drivers.fleet import ROLES, Fleet, Instance
+from penstock.drivers.fleet import ROLES
+from penstock.drivers.messages import Instance
 
 #: Added in one request, at most.
 _MOST = 64
@@ -73,7 +74,7 @@ async def drain(front: Front, call: Call) -> None:
 
 
 async def role(front: Front, call: Call) -> None:
-    fleet: Fleet = front.home.fleet
+    fleet = front.home.fleet
     role = _known((await front.decode(call, _ROLE)).role)
     await _change(front, call, lambda instance: fleet.assign(instance, role))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from penstock.api.metrics import Metrics
 from penstock.core.events import Load
 from penstock.core.slo import SECOND, Slo, tpot
-from penstock.drivers.home import Home
+from penstock.drivers.home import BaseHome
 
 OUTCOMES = ("good", "late", "dropped", "rejected", "cancelled", "failed")
 
@@ -129,7 +129,7 @@ def kv_used(load: Load) -> float:
     return 1 - load.pages_free / load.pages if load.pages else 0.0
 
 
-def status_line(home: Home, ledger: Ledger) -> str:
+def status_line(home: BaseHome, ledger: Ledger) -> str:
     """One line for people: load now, output rate since the last call, and what became of answers with an SLO so far."""
     load, promised = home.capacity, ledger.promised
     up, all_of_them = sum(i.state == "up" for i in home.instances), len(home.instances)

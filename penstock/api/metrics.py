@@ -14,8 +14,8 @@ from prometheus_client.registry import Collector
 
 from penstock.core.move import MoveEnded
 from penstock.core.slo import SECOND
-from penstock.drivers.fleet import Instance
-from penstock.drivers.home import Home
+from penstock.drivers.home import BaseHome
+from penstock.drivers.messages import Instance
 
 _LATENCY_S = (
     0.001,
@@ -155,7 +155,7 @@ class Metrics:
         if not ended.reason:
             self._downtime.observe(ended.down_ns / SECOND)
 
-    def see_fleet(self, home: Home) -> None:
+    def see_fleet(self, home: BaseHome) -> None:
         """How instances are now."""
         self._instances.see(home)
         before, self._preempted = self._preempted, {i.instance: i.load.preemptions for i in home.instances}
@@ -203,7 +203,7 @@ class _Instances(Collector):
         self._restarts = 0
         self._replays: Mapping[str, int] = {}
 
-    def see(self, home: Home) -> None:
+    def see(self, home: BaseHome) -> None:
         self._now = home.instances
         self._position_bytes = home.info.kv_bytes_per_token if home.info is not None else 0
         self._restarts = home.fleet.restarts

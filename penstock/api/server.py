@@ -26,20 +26,22 @@ class _Server(uvicorn.Server):
 
 async def serve(
     app: ASGIApp,
-    host: str,
-    port: int,
+    host: str = "",
+    port: int = 0,
     *,
+    listener: socket.socket | None = None,
     stop: asyncio.Event,
     on_ready: Callable[[int], None] = lambda port: None,
     drain_s: float = 30.0,
     keep_alive_s: float = 75.0,
 ) -> None:
     """Serves until `stop` is set; then takes no new connection, and what runs has `drain_s` to end before it is cut.
+    A `listener` takes the place of host and port.
 
     `port` 0 takes any free one; `on_ready` gets the port as soon as connections are accepted. Raises OSError if the
     address cannot be had.
     """
-    listener = _listener(host, port)
+    listener = listener or listen(host, port)
     config = uvicorn.Config(
         app,
         loop="none",
@@ -55,7 +57,8 @@ async def serve(
         timeout_keep_alive=int(keep_alive_s),
         timeout_graceful_shutdown=max(1, round(drain_s)),
     )
-    server = _Server(config, lambda: on_ready(listener.getsockname()[1]))
+    bound = listener.getsockname()
+    server = _Server(config, lambda: on_ready(bound[1]))
     watcher = asyncio.create_task(_watch(server, stop))
     try:
         await server.serve(sockets=[listener])
@@ -69,7 +72,7 @@ async def _watch(server: uvicorn.Server, stop: asyncio.Event) -> None:
     server.should_exit = True
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A bound socket, so that a taken port is an OSError here, with the address in it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

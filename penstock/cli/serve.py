@@ -21,14 +21,17 @@ import yaml
 from penstock.api.app import create_app
 from penstock.api.config import FrontConfig
 from penstock.api.ledger import Ledger, status_line
-from penstock.api.server import serve
+from penstock.api.server import listen, serve
 from penstock.cli.engine_flags import engine_arguments, engine_options
+from penstock.cli.front import FrontProcessConfig
 from penstock.core.batch import Limits
 from penstock.core.slo import Slo
 from penstock.cost import named
-from penstock.drivers.fleet import FleetConfig
+from penstock.drivers.branch import BranchConfig
+from penstock.drivers.fleet import Fleet, FleetConfig
 from penstock.drivers.home import Home
-from penstock.drivers.launch.base import LaunchError
+from penstock.drivers.keeper import Fronts, Keeper
+from penstock.drivers.launch.base import Launcher, LaunchError
 from penstock.drivers.launch.named import open_launcher
 from penstock.drivers.stream import Unavailable
 from penstock.drivers.worker import WorkerConfig
@@ -48,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _front_arguments(group: Any) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     group.add_argument("--port", type=int, default=8000, help="0: any free port (default: %(default)s)")
+    group.add_argument("--api-server-count", type=int, default=1, help="HTTP processes (default: %(default)s)")
     group.add_argument("--api-key", default="", help="key that clients must send; also PENSTOCK_API_KEY")
     group.add_argument("--admin-key", default="", help="key for /admin; also PENSTOCK_ADMIN_KEY; nothing: no /admin")
     group.add_argument("--served-model-name", nargs="+", default=[], help="names that clients may use for the model")
@@ -102,7 +106,10 @@ def main(args: argparse.Namespace) -> int:
         args = _with_config(args)
     worker, fleet, front = worker_config(args), fleet_config(args), front_config(args)
     _print_configuration(worker, fleet, front, args)
-    return uvloop.run(_serve(args, worker, fleet, front))
+    serving = (
+        _serve(args, worker, fleet, front) if args.api_server_count == 1 else _serve_many(args, worker, fleet, front)
+    )
+    return uvloop.run(serving)
 
 
 def _with_config(args: argparse.Namespace) -> argparse.Namespace:
@@ -145,7 +152,7 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
 
 def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
     values = msgspec.structs.asdict(limits) | {
-        name: getattr(args, name) for name in ("pipeline_depth", "max_body_bytes")
+        name: getattr(args, name) for name in ("pipeline_depth", "max_body_bytes", "api_server_count")
     }
     for name, value in values.items():
         if value is not None and value < 1:
@@ -210,11 +217,7 @@ def _say(text: str) -> None:
 
 async def _serve(args: argparse.Namespace, worker: WorkerConfig, fleet: FleetConfig, front: FrontConfig) -> int:
     began = time.monotonic()
-    try:
-        launcher = await open_launcher(args.launcher, ray_address=args.ray_address, ray_placement=args.ray_placement)
-    except LaunchError as error:
-        raise ValueError(str(error)) from None
-    home = Home(worker, fleet, launcher)
+    home = Home(worker, fleet, await _launcher(args))
     home.fleet.say = _say
     app = create_app(home, front)
     stop = _stop_on_signals(home)
@@ -247,6 +250,51 @@ async def _serve(args: argparse.Namespace, worker: WorkerConfig, fleet: FleetCon
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _serve_many(args: argparse.Namespace, worker: WorkerConfig, fleet: FleetConfig, front: FrontConfig) -> int:
+    """With HTTP in processes of its own."""
+    began = time.monotonic()
+    listener = listen(args.host, args.port)
+
+    def config(branch: BranchConfig) -> bytes:
+        timeout_s = args.shutdown_timeout
+        return FrontProcessConfig(
+            branch=branch, front=front, listener=listener.fileno(), shutdown_timeout_s=timeout_s
+        ).encode()
+
+    fronts = Fronts(args.api_server_count, "penstock.cli.front", config, (listener.fileno(),))
+    keeper = Keeper(worker, fleet, await _launcher(args), fronts)
+    keeper.fleet.say = _say
+    stop = _stop_on_signals(keeper)
+    await keeper.start()
+    _say(f"listening on {args.host}:{listener.getsockname()[1]}")
+    waits = [
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(keeper.wait(lambda: keeper.fleet.state == "failed")),
+        asyncio.create_task(keeper.wait(lambda: keeper.ready)),
+    ]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if waits[2].done() and keeper.fleet.state == "ready":
+        _say_ready(keeper.fleet, front, began)
+    await asyncio.wait(waits[:2], return_when=asyncio.FIRST_COMPLETED)
+    for task in waits:
+        task.cancel()
+    reason = keeper.fleet.reason if keeper.fleet.state == "failed" else ""
+    if not reason:
+        _say(f"stopping: what runs has {args.shutdown_timeout:g} s to finish")
+    stop.set()
+    await keeper.stop(args.shutdown_timeout + 10)
+    if reason:
+        print(f"penstock serve: {reason}", file=sys.stderr)
+    return 1 if reason else 0
+
+
+async def _launcher(args: argparse.Namespace) -> Launcher:
+    try:
+        return await open_launcher(args.launcher, ray_address=args.ray_address, ray_placement=args.ray_placement)
+    except LaunchError as error:
+        raise ValueError(str(error)) from None
+
+
 async def _end(args: argparse.Namespace, home: Home, serving: "asyncio.Task[None]", stop: asyncio.Event) -> int:
     """Finish what runs within the limit, then end everything."""
     reason = home.state_reason if home.state == "failed" else ""
@@ -264,7 +312,7 @@ async def _end(args: argparse.Namespace, home: Home, serving: "asyncio.Task[None
     return 1 if reason else 0
 
 
-def _stop_on_signals(home: Home) -> asyncio.Event:
+def _stop_on_signals(home: Home | Keeper) -> asyncio.Event:
     """Set by the first SIGINT or SIGTERM; a second one ends everything at once."""
     stop = asyncio.Event()
 
@@ -285,10 +333,14 @@ async def _announce(home: Home, front: FrontConfig, began: float) -> None:
         await home.wait_ready(3600)
     except Unavailable:
         return
-    info = home.info
+    _say_ready(home.fleet, front, began)
+
+
+def _say_ready(fleet: Fleet, front: FrontConfig, began: float) -> None:
+    info = fleet.info
     assert info is not None
     _say(
-        f"ready in {time.monotonic() - began:.1f} s: {front.served_names[0]}, {_times(len(home.instances))}"
+        f"ready in {time.monotonic() - began:.1f} s: {front.served_names[0]}, {_times(len(fleet.instances))}"
         f"{info.dtype} on {info.device}, {info.threads} threads, {info.pages} KV pages of {info.page_tokens} tokens "
         f"({info.pages * info.page_tokens * info.kv_bytes_per_token / 2**20:.0f} MiB), "
         f"at most {info.max_len} tokens a request; {'; '.join(info.notes)}"

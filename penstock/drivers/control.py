@@ -1,20 +1,16 @@
-"""The control: the cluster core, and the fleet that it knows of. Says where jobs go; owns none, and sees no token."""
+"""The control in a home's own process: the cluster core, and the fleet that it knows of. Says where jobs go; owns none,
+and sees no token."""
 
-import asyncio
-import time
-from pathlib import Path
 from typing import Protocol
 
 from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Order, Refuse, Retire, Start
 from penstock.core.events import ClusterEvent, Ended, Moved
-from penstock.core.move import Tick
-from penstock.core.slo import SECOND
+from penstock.drivers import messages as m
 from penstock.drivers.fleet import Fleet, FleetConfig
 from penstock.drivers.launch.base import Launcher
-from penstock.drivers.log import ClusterEntry, Header, LogWriter
+from penstock.drivers.scheduler import Scheduler
 from penstock.drivers.worker import WorkerConfig
-from penstock.policies.bundles import make_cluster
 
 
 class Client(Protocol):
@@ -42,15 +38,22 @@ class Control:
     def __init__(
         self, worker: WorkerConfig, config: FleetConfig, launcher: Launcher, bind: str, client: Client
     ) -> None:
-        core = ClusterConfig(policy=worker.policy, max_num_queued=worker.limits.max_num_queued, balance=config.balance)
-        self._core = make_cluster(core)
-        self._log = LogWriter(Path(worker.record), Header(cluster=core)) if worker.record else None
-        self._flushed_ns = 0
-        #: When the core wants to hear that time has passed, ns, and what will tell it.
-        self._due: int | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._client = client
+        self._scheduler = Scheduler(cluster_config(worker, config), worker.record, self._carry_out)
         self.fleet = Fleet(worker, config, launcher, bind, self)
+
+    def feed(self, event: ClusterEvent) -> None:
+        """Tell the core, and have done what it says."""
+        self._scheduler.feed(event)
+        if isinstance(event, Ended | Moved):
+            self.fleet.look()
+
+    def _carry_out(self, command: ClusterCommand) -> None:
+        match command:
+            case Order() | Start() | Retire():
+                self.fleet.carry_out(command)
+            case Dispatch() | Refuse() | Lost():
+                self._client.carry_out(command)
 
     def on_up(self, instance: int, address: str) -> None:
         self._client.on_up(instance, address)
@@ -64,48 +67,14 @@ class Control:
     def on_change(self) -> None:
         self._client.on_change()
 
-    def feed(self, event: ClusterEvent) -> None:
-        """Tell the core, and have done what it says."""
-        now = time.monotonic_ns()
-        commands = self._core.handle(event, now)
-        if self._log:
-            self._log.write(ClusterEntry(now, event, commands))
-            if now - self._flushed_ns > SECOND:
-                self._log.flush()
-                self._flushed_ns = now
-        if self._core.due != self._due:
-            self._set_timer(now)
-        for command in commands:
-            self._carry_out(command)
-        if isinstance(event, Ended | Moved):
-            self.fleet.look()
-
-    def _carry_out(self, command: ClusterCommand) -> None:
-        match command:
-            case Order(instance, event):
-                self.fleet.order(instance, event)
-            case Start(role):
-                self.fleet.add(role)
-            case Retire(instance):
-                self.fleet.retire(instance)
-            case Dispatch() | Refuse() | Lost():
-                self._client.carry_out(command)
-
-    def _set_timer(self, now: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due, self._timer = self._core.due, None
-        if self._due is not None:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(0, self._due - now) / SECOND, self._tick)
-
-    def _tick(self) -> None:
-        self._due = None
-        self.feed(Tick())
+    def on_letter(self, sender: str, message: m.ToControl) -> None:
+        """Of an instance that has ended."""
 
     async def stop(self) -> None:
         await self.fleet.stop()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._log:
-            self._log.close()
+        self._scheduler.close()
+
+
+def cluster_config(worker: WorkerConfig, config: FleetConfig) -> ClusterConfig:
+    """What the cluster core is told."""
+    return ClusterConfig(policy=worker.policy, max_num_queued=worker.limits.max_num_queued, balance=config.balance)

@@ -8,17 +8,20 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 import penstock
 from penstock.core.cluster import Balance
+from penstock.core.commands import Order, Retire, Start
 from penstock.core.events import Asked, Drain, Joined, Left, Load, NotStarted, Reported, Rerole
 from penstock.core.move import Ask, Assigned, MoveEnded, Offload, PeerLeft
 from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.launch.base import LOST, Launched, Launcher, LaunchError
+from penstock.drivers.messages import FleetEvent, FleetState, InstanceState
+from penstock.drivers.messages import Instance as Instance
 from penstock.drivers.wire import Mailbox
 from penstock.drivers.worker import WorkerConfig
 from penstock.engine.base import EngineInfo
@@ -27,9 +30,6 @@ from penstock.engine.null import NullOptions
 
 #: What an instance may be there for; "" is everything.
 ROLES = ("", "prefill", "decode")
-
-State = Literal["starting", "up", "draining", "ended"]
-FleetState = Literal["starting", "ready", "restarting", "failed"]
 
 #: What a worker said last may still be on its way when its process has ended.
 _LAST_WORDS_S = 0.05
@@ -57,21 +57,6 @@ class FleetConfig(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...] = ()
 
 
-FleetEvent = Joined | Left | Reported | Asked | Drain | Rerole | NotStarted
-
-
-class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance, for people."""
-
-    instance: int
-    role: str
-    state: State
-    host: str
-    pid: int
-    load: Load
-    moves: m.MoveCounts = msgspec.field(default_factory=m.MoveCounts)
-
-
 class Owner(Protocol):
     """Who has the fleet."""
 
@@ -90,6 +75,9 @@ class Owner(Protocol):
     def on_change(self) -> None:
         """The fleet's state may have changed."""
 
+    def on_letter(self, sender: str, message: m.ToControl) -> None:
+        """From one that is no instance, or no longer."""
+
 
 class Member:
     """One worker process."""
@@ -99,7 +87,7 @@ class Member:
         self.name = m.instance_name(instance)
         self.role = role
         self.launched = launched
-        self.state: State = "starting"
+        self.state: InstanceState = "starting"
         self.load = Load()
         self.moves = m.MoveCounts()
         #: Why it cannot serve.
@@ -176,6 +164,11 @@ class Fleet:
         return [member.view() for member in self._members.values()]
 
     @property
+    def cards(self) -> list[m.Neighbour]:
+        """How those that can be talked to are reached."""
+        return [member.card for member in self._members.values() if member.card is not None]
+
+    @property
     def state(self) -> FleetState:
         """Ready where one instance is."""
         if self._failed:
@@ -245,8 +238,18 @@ class Fleet:
         self._leave(member)
         self._spawn(self._empty(member))
 
-    def retire(self, instance: int) -> None:
-        """For the owner: end an instance, which is empty, for good; unless an operator is about it already."""
+    def carry_out(self, command: Order | Start | Retire) -> None:
+        """What the cluster core wants of instances."""
+        match command:
+            case Order(instance, event):
+                self.order(instance, event)
+            case Start(role):
+                self.add(role)
+            case Retire(instance):
+                self._retire(instance)
+
+    def _retire(self, instance: int) -> None:
+        """End an instance, which is empty, for good; unless an operator is about it already."""
         member = self._members.get(m.instance_name(instance))
         if member is not None and member.state == "up":
             self._release(member)
@@ -254,7 +257,7 @@ class Fleet:
             self._spawn(self._end(member))
 
     def order(self, instance: int, event: Offload | Assigned) -> None:
-        """For the owner: bring it to an instance."""
+        """Bring it to an instance, if it is there."""
         member = self._members.get(m.instance_name(instance))
         if member is not None:
             if isinstance(event, Assigned):
@@ -396,7 +399,7 @@ class Fleet:
     def _on_letter(self, sender: str, message: m.ToControl) -> None:
         member = self._members.get(sender)
         if member is None:
-            return
+            return self._owner.on_letter(sender, message)
         member.heard_s = time.monotonic()
         match message:
             case m.Loaded(load):

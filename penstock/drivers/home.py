@@ -8,15 +8,11 @@ the roll at each instance: whatever message was lost, neither a job nor a page i
 
 import asyncio
 import contextlib
-import os
-import secrets
-import shutil
-import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -25,12 +21,15 @@ from penstock.core.events import Arrived, Ended, Load, Moved
 from penstock.core.job import JobSpec, Unit
 from penstock.core.move import MoveEnded, Switch, Switched
 from penstock.core.slo import Slo
+from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.control import Control
-from penstock.drivers.fleet import Fleet, FleetConfig, Instance
+from penstock.drivers.fleet import Fleet, FleetConfig
 from penstock.drivers.keys import block_keys
 from penstock.drivers.launch.base import Launcher
 from penstock.drivers.launch.local import LocalLauncher
+from penstock.drivers.messages import Instance
+from penstock.drivers.site import Site
 from penstock.drivers.story import Stories
 from penstock.drivers.stream import Busy, Chunk, JobFailed, Stream, Unavailable
 from penstock.drivers.wire import Keys, Mailbox
@@ -47,19 +46,38 @@ _AGAIN_S = 0.1
 _DEATHS = 3
 
 
-class Home:
-    """See the module's docstring. One event loop; `submit` and `close` are synchronous."""
+class Fleetlike(Protocol):
+    """What a home asks of a fleet, wherever that is."""
 
-    def __init__(
-        self,
-        worker: WorkerConfig,
-        config: FleetConfig | None = None,
-        launcher: Launcher | None = None,
-        number: int = 0,
-    ) -> None:
-        self._name = m.home_name(number)
+    @property
+    def info(self) -> EngineInfo | None: ...
+    @property
+    def cost(self) -> Model | None: ...
+    @property
+    def state(self) -> m.FleetState: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def settled(self) -> bool: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def instances(self) -> list[Instance]: ...
+
+    def add(self, role: str = "") -> None: ...
+    def remove(self, instance: int) -> None: ...
+    def drain(self, instance: int) -> None: ...
+    def assign(self, instance: int, role: str) -> None: ...
+    def restart(self) -> None: ...
+
+
+class BaseHome(ABC):
+    """See the module's docstring. One event loop; `submit` and `close` are synchronous. `bind` is for its mailbox;
+    names of blocks are hashed under `secret`."""
+
+    def __init__(self, number: int, bind: str, keys: Keys | None, secret: bytes) -> None:
         self._next_job = number << m.NUMBER_BITS
-        self._secret = secrets.token_bytes(16)
+        self._secret = secret
         self._streams: dict[int, Stream] = {}
         #: What happened to the latest requests.
         self.stories = Stories()
@@ -72,18 +90,17 @@ class Home:
         #: Set once: why nothing new is taken.
         self._closing: Literal["", "draining", "stopped"] = ""
         self._changed = asyncio.Event()
-        _sweep()
-        self._folder = tempfile.TemporaryDirectory(prefix=f"penstock-{os.getpid()}-")
-        launcher = launcher or LocalLauncher()
-        here = launcher.name == "local"
-        # Between hosts it is the keys that keep others out, on one host the folder.
-        where = f"ipc://{self._folder.name}/{{}}" if here else f"tcp://{launcher.address}:*"
-        keys = None if here else Keys.make()
-        self._mailbox: Mailbox[m.ToHome] = Mailbox(self._name, where.format(self._name), m.ToHome, keys)
-        worker = msgspec.structs.replace(worker, secret=self._secret, keys=keys)
-        self._control = Control(worker, config or FleetConfig(), launcher, where.format(m.CONTROL), self)
+        self._mailbox: Mailbox[m.ToBranch] = Mailbox(m.home_name(number), bind, m.ToBranch, keys)
         self._deaf: Callable[[], None] = lambda: None
         self._caller: asyncio.Task[None] | None = None
+
+    @property
+    @abstractmethod
+    def fleet(self) -> Fleetlike: ...
+
+    @abstractmethod
+    def _feed(self, event: Arrived | Ended | Moved) -> None:
+        """Tell the cluster core."""
 
     # -- what the front calls ------------------------------------------------------------------------------------
 
@@ -115,7 +132,7 @@ class Home:
         stream = Stream(spec, tokens, sampling, tenant, self._cancel)
         self._streams[stream.id] = stream
         self.stories.add(stream.story)
-        self._control.feed(Arrived(spec))
+        self._feed(Arrived(spec))
         if stream.refusal is not None:
             raise stream.refusal
         return stream
@@ -126,10 +143,6 @@ class Home:
             return 0.0, 0.0
         ttft, tpot = self.fleet.cost.request_ns(prompt, tokens)
         return ttft / 1e9, tpot / 1e9
-
-    @property
-    def fleet(self) -> Fleet:
-        return self._control.fleet
 
     @property
     def info(self) -> EngineInfo | None:
@@ -158,10 +171,9 @@ class Home:
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Launch the instances and return at once."""
+        """Begin to work, and return at once."""
         self._deaf = self._mailbox.listen(self._on_letter)
         self._caller = asyncio.create_task(self._call_rolls())
-        await self.fleet.start()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Until all instances are up. Raises Unavailable if none can serve, TimeoutError if it takes longer."""
@@ -186,7 +198,7 @@ class Home:
                     await self.changed()
 
     async def stop(self) -> None:
-        """End everything: open streams with an error, then the instances. Nothing is left running."""
+        """End all open streams with an error, and then everything."""
         self._closing = "stopped"
         self._changed.set()
         for stream in list(self._streams.values()):
@@ -194,22 +206,20 @@ class Home:
         if self._caller is not None:
             self._caller.cancel()
             await asyncio.gather(self._caller, return_exceptions=True)
-        await self._control.stop()
         self._deaf()
         self._mailbox.close()
-        self._folder.cleanup()
 
+    @abstractmethod
     def abandon(self) -> None:
         """For a process that is about to end at once: what would outlive it."""
-        self.fleet.abandon()
-        self._folder.cleanup()
 
     # -- what the control says -----------------------------------------------------------------------------------
 
     def carry_out(self, command: Dispatch | Refuse | Lost) -> None:
         match command:
             case Dispatch(spec, instance):
-                if (stream := self._streams.get(spec.id)) is not None:
+                # One that is somewhere already was placed by the home itself, when the scheduler said nothing.
+                if (stream := self._streams.get(spec.id)) is not None and stream.instance is None:
                     self._dispatch(stream, instance)
             case Refuse(job, reason, retry_ns):
                 if (stream := self._streams.get(job)) is not None:
@@ -283,7 +293,7 @@ class Home:
         """Ask the cluster where a job that was somewhere before goes, unless that is no longer the question."""
         if stream.epoch == epoch and stream.id in self._streams:
             self._bring_up(stream)
-            self._control.feed(Arrived(stream.spec))
+            self._feed(Arrived(stream.spec))
 
     def _bring_up(self, stream: Stream) -> None:
         """Have the spec say what is known by now."""
@@ -303,7 +313,7 @@ class Home:
             self._bring_up(stream)
             self._dispatch(stream, switch.to, switch.move, "moved")
             self._mailbox.send(source, Switched(switch.job, switch.epoch))
-            self._control.feed(Moved(stream.id, switch.to))
+            self._feed(Moved(stream.id, switch.to))
 
     def _cancel(self, stream: Stream) -> None:
         """End a stream that its reader has left."""
@@ -323,7 +333,7 @@ class Home:
 
     def _forget(self, stream: Stream) -> None:
         del self._streams[stream.id]
-        self._control.feed(Ended(stream.id))
+        self._feed(Ended(stream.id))
         self._changed.set()
 
     def _tell(self, instance: int, message: m.ToWorker) -> None:
@@ -331,7 +341,7 @@ class Home:
 
     # -- what instances say --------------------------------------------------------------------------------------
 
-    def _on_letter(self, sender: str, message: m.ToHome) -> None:
+    def _on_letter(self, sender: str, message: m.ToBranch) -> None:
         match message:
             case m.Stepped(outputs, notes, sent):
                 now = time.monotonic_ns()
@@ -387,17 +397,46 @@ class Home:
     async def _call_rolls(self) -> None:
         while True:
             await asyncio.sleep(ROLL_S)
-            rolls: dict[int, list[tuple[int, int]]] = {instance: [] for instance in self._instances}
-            for stream in self._streams.values():
-                if stream.instance in rolls:
-                    rolls[stream.instance].append((stream.id, stream.epoch))
-            for instance, jobs in rolls.items():
-                self._tell(instance, m.Roll(jobs))
+            self._roll()
+
+    def _roll(self) -> None:
+        rolls: dict[int, list[tuple[int, int]]] = {instance: [] for instance in self._instances}
+        for stream in self._streams.values():
+            if stream.instance in rolls:
+                rolls[stream.instance].append((stream.id, stream.epoch))
+        for instance, jobs in rolls.items():
+            self._tell(instance, m.Roll(jobs))
 
 
-def _sweep() -> None:
-    """Remove the socket folders of homes that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob("penstock-*-*"):
-        pid = folder.name.split("-")[1]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+class Home(BaseHome):
+    """A home with the control, and so all that there is but instances, in one process."""
+
+    def __init__(
+        self, worker: WorkerConfig, config: FleetConfig | None = None, launcher: Launcher | None = None
+    ) -> None:
+        site = self._site = Site(launcher or LocalLauncher())
+        super().__init__(0, site.bind(m.home_name(0)), site.keys, site.secret)
+        worker = msgspec.structs.replace(worker, secret=site.secret, keys=site.keys)
+        self._control = Control(worker, config or FleetConfig(), site.launcher, site.bind(m.CONTROL), self)
+
+    @property
+    def fleet(self) -> Fleet:
+        return self._control.fleet
+
+    def _feed(self, event: Arrived | Ended | Moved) -> None:
+        self._control.feed(event)
+
+    async def start(self) -> None:
+        """Launch the instances, and return at once."""
+        await super().start()
+        await self.fleet.start()
+
+    async def stop(self) -> None:
+        """End everything: open streams with an error, then the instances. Nothing is left running."""
+        await super().stop()
+        await self._control.stop()
+        self._site.close()
+
+    def abandon(self) -> None:
+        self.fleet.abandon()
+        self._site.close()

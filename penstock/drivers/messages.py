@@ -3,9 +3,24 @@
 A worker process is an instance. A home owns streams; the control starts instances and knows them all.
 """
 
+from typing import Literal
+
 import msgspec
 
-from penstock.core.events import Load
+from penstock.core.commands import Dispatch, Lost, Order, Refuse, Retire, Start
+from penstock.core.events import (
+    Arrived,
+    Asked,
+    Drain,
+    Ended,
+    Joined,
+    Left,
+    Load,
+    Moved,
+    NotStarted,
+    Reported,
+    Rerole,
+)
 from penstock.core.job import JobSpec
 from penstock.core.move import Ask, Assigned, MoveEnded, Offload, PeerEvent, PeerLeft, Switch, Switched
 from penstock.cost.models import Model
@@ -13,10 +28,16 @@ from penstock.drivers.story import Note
 from penstock.engine.base import EngineInfo, Output
 from penstock.engine.params import Sampling
 
-#: The control's name as a sender.
+#: The names, as senders, of who starts instances, and of the cluster core where it is a process of its own.
 CONTROL = "c"
+SCHEDULER = "s"
 #: A home's number stands above so many bits of a job's own number.
 NUMBER_BITS = 40
+
+#: What happens to a fleet, for the cluster core.
+FleetEvent = Joined | Left | Reported | Asked | Drain | Rerole | NotStarted
+FleetState = Literal["starting", "ready", "restarting", "failed"]
+InstanceState = Literal["starting", "up", "draining", "ended"]
 
 
 def instance_name(instance: int) -> str:
@@ -54,10 +75,28 @@ class MoveCounts(msgspec.Struct):
             self.taken += 1
 
 
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """An instance, for people."""
+
+    instance: int
+    role: str
+    state: InstanceState
+    host: str
+    pid: int
+    load: Load
+    moves: MoveCounts = msgspec.field(default_factory=MoveCounts)
+
+
 class Attach(msgspec.Struct, frozen=True, array_like=True, tag="attach"):
-    """A home's first word to an instance: where it is reached."""
+    """The first word of one who wants to hear from another: where it is reached."""
 
     address: str
+
+
+class Detach(msgspec.Struct, frozen=True, array_like=True, tag="detach"):
+    """A home has ended."""
+
+    home: str
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
@@ -113,7 +152,9 @@ class Peer(msgspec.Struct, frozen=True, array_like=True, tag="peer"):
     pages: list[int] = []
 
 
-ToWorker = Attach | Submit | Cancel | Roll | Ping | Stop | Neighbour | PeerLeft | Peer | Switched | Offload | Assigned
+ToWorker = (
+    Attach | Detach | Submit | Cancel | Roll | Ping | Stop | Neighbour | PeerLeft | Peer | Switched | Offload | Assigned
+)
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -154,7 +195,25 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     step_s: float
 
 
-ToControl = Hello | Starting | Refused | Loaded | Pong | Ask | MoveEnded
+class Held(msgspec.Struct, frozen=True, array_like=True, tag="held"):
+    """A home's jobs are on these instances."""
+
+    instances: list[int]
+
+
+class Operate(msgspec.Struct, frozen=True, array_like=True, tag="operate"):
+    """An operator asks a home for this."""
+
+    what: Literal["add", "remove", "drain", "assign", "restart"]
+    instance: int = 0
+    role: str = ""
+
+
+ToControl = (
+    Hello | Starting | Refused | Loaded | Pong | Ask | MoveEnded | Attach | Held | Operate | Order | Start | Retire
+)
+
+ToScheduler = FleetEvent | Arrived | Ended | Moved | Attach | Detach | Ping
 
 
 class Began(msgspec.Struct, frozen=True, array_like=True, tag="began"):
@@ -189,3 +248,34 @@ class Absent(msgspec.Struct, frozen=True, array_like=True, tag="absent"):
 
 
 ToHome = Began | Stepped | Failed | Absent | Switch | MoveEnded
+
+
+class Up(msgspec.Struct, frozen=True, array_like=True, tag="up"):
+    """The instance can be talked to."""
+
+    instance: int
+    address: str
+
+
+class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
+    """The instance has ended. `how` is empty where that was intended."""
+
+    instance: int
+    how: str
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
+    """How the fleet is; and where the cluster core is reached, empty while it is not there."""
+
+    state: FleetState
+    reason: str
+    restarts: int
+    settled: bool
+    info: EngineInfo | None
+    cost: Model | None
+    instances: list[Instance]
+    scheduler: str
+
+
+#: To a home in a process of its own.
+ToBranch = ToHome | Dispatch | Refuse | Lost | Up | Gone | Status

@@ -10,11 +10,9 @@ It serves any number of homes, which introduce themselves. A home that is silent
 dropped; should it come back, it hears at its next roll call that they are not here.
 """
 
-import ctypes
 import math
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -71,6 +69,7 @@ from penstock.cost.linear import Linear, fit
 from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.keys import block_keys
+from penstock.drivers.lifeline import hold_on
 from penstock.drivers.local import carry_out, exceptions
 from penstock.drivers.log import Header, InstanceEntry, LogWriter
 from penstock.drivers.story import Note
@@ -392,6 +391,10 @@ class Worker:
                 if self._transport is not None:
                     self._transport.forget(instance)
                 self._feed(message)
+            case m.Detach(home):
+                self._drop(home, {})
+                self._homes.pop(home, None)
+                self._mailbox.disconnect(home)
             case m.Stop():
                 self._stop = True
 
@@ -626,11 +629,8 @@ def make_transport(config: WorkerConfig, engine: Engine, beside: str, say: Calla
 
 def main() -> None:
     """Entry point of the process."""
-    _die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(0.001)
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=WorkerConfig)
-    threading.Thread(target=_end_with_stdin, name="lifeline", daemon=True).start()
+    config = hold_on(WorkerConfig)
     mailbox = _mailbox(config)
 
     def say(text: str) -> None:
@@ -682,19 +682,6 @@ def _leave(mailbox: Mailbox[m.ToWorker], code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _end_with_stdin() -> None:
-    """Whoever started this process holds the other end of stdin; when that closes, they are gone."""
-    while os.read(0, 64):
-        pass
-    os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """On Linux the kernel can do it, which also ends a worker that is stopped or hangs."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 if __name__ == "__main__":

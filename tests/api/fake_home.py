@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from penstock.core.events import Load
 from penstock.core.job import JobSpec, Unit
 from penstock.core.slo import Slo
-from penstock.drivers.fleet import Instance, State
+from penstock.drivers.messages import Instance, InstanceState
 from penstock.drivers.story import Stories, Story
 from penstock.drivers.stream import Busy, Chunk, JobFailed, Unavailable
 from penstock.engine.base import EngineInfo
@@ -74,7 +74,7 @@ class FakeStream:
             self._home.open.discard(self.id)
 
 
-def instance(number: int, load: Load, role: str = "", state: State = "up") -> Instance:
+def instance(number: int, load: Load, role: str = "", state: InstanceState = "up") -> Instance:
     return Instance(instance=number, role=role, state=state, host="here", pid=1000 + number, load=load)
 
 
