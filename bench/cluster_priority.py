@@ -1,6 +1,6 @@
 """Urgent requests under bursts: Llumnix with priorities and without, its figure 13 in the twin.
 
-    .venv/bin/python bench/cluster_priority.py [--requests 4000] [--full] [--figure PNG]
+    .venv/bin/python bench/cluster_priority.py [--requests 2500] [--full] [--figure PNG]
 
 Simulated: LLaMA-7B on sixteen A10s as in `cluster_resched.py`, S-S lengths, gamma arrivals of growing burstiness (CV),
 a tenth of the requests urgent. The base is the same without priorities: it migrates, and takes all requests for alike.
@@ -58,7 +58,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=4000, help="of each run")
+    parser.add_argument("--requests", type=int, default=2500, help="of each run")
     parser.add_argument("--rate", type=float, default=RATE, help="requests/s")
     parser.add_argument("--full", action="store_true", help="10,000 requests a run")
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/cluster_priority.png"), metavar="PNG")

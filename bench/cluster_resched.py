@@ -1,6 +1,6 @@
 """Llumnix's rescheduling beside round-robin and INFaaS++: its figure 11, in the twin, and each of its parts left out.
 
-    .venv/bin/python bench/cluster_resched.py [--requests 800] [--full] [--figure PNG]
+    .venv/bin/python bench/cluster_resched.py [--requests 1200] [--full] [--figure PNG]
 
 Simulated: LLaMA-7B on sixteen A10s, step times, KV capacity and copies as published, lengths and arrivals from the
 artifact's generator. Means and P99, what preemptions cost (from each to the next token, less a step, over all
@@ -20,8 +20,8 @@ from tqdm import tqdm
 Loads = dict[str, tuple[float, ...]]
 
 #: Sizes -> rates; the last one is where parts are left out.
-LOADS: Loads = {"L-L": (2.8, 3.0, 3.4, 3.8)}
-FULL: Loads = {"L-L": (2.6, 2.8, 3.0, 3.4, 3.8), "M-M": (7.4, 7.6, 7.8, 9.0, 10.0)}
+LOADS: Loads = {"L-L": (3.0, 4.2, 4.8)}
+FULL: Loads = {"L-L": (2.6, 2.8, 3.0, 4.2, 4.8), "M-M": (7.4, 7.6, 7.8, 10.0, 12.0)}
 #: Published: (sizes, rate) -> row -> TTFT mean and P99 (s), decode P99 (ms), preemption loss (s).
 PAPER: dict[tuple[str, float], dict[str, tuple[float, ...]]] = {
     ("L-L", 2.6): {"infaas++": (0.628, 2.81, 119, 0.693), "llumnix": (0.303, 2.49, 109, 0.001)},
@@ -57,7 +57,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=800, help="of each run")
+    parser.add_argument("--requests", type=int, default=1200, help="of each run")
     parser.add_argument("--full", action="store_true", help="10,000 requests a run, more rates, and M-M")
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/cluster_resched.png"), metavar="PNG")
     return parser.parse_args()

@@ -48,8 +48,13 @@ class Virtual:
         return -(free - headroom(load, self._balance.urgent_tokens)) / _jobs(load)
 
     def place_urgent(self, load: Load) -> float:
-        """For urgent jobs, whose own headroom does not bar them."""
-        return -(load.pages_free * load.page_tokens - load.waiting_tokens) / _jobs(load)
+        """For urgent jobs, whose own headroom does not bar them: first where others share it, up to the load that it is
+        kept at, so that few instances are kept at it and the rest is for ordinary jobs."""
+        free = load.pages_free * load.page_tokens - load.waiting_tokens
+        room = self._balance.urgent_tokens - (load.pages * load.page_tokens - free)
+        if load.urgent and room > 0:
+            return -float(load.pages * load.page_tokens + room)
+        return -free / _jobs(load)
 
 
 def _jobs(load: Load) -> int:

@@ -82,6 +82,11 @@ def test_new_jobs_count_all_that_wait_and_stay_away_from_urgent_ones() -> None:
     assert -URGENT.place_urgent(load(600, 4, urgent=1)) == 600 / 4
 
 
+def test_urgent_jobs_share_an_instance_up_to_the_load_that_it_is_kept_at() -> None:
+    ranked = [load(900, 2, urgent=1), load(850, 1, urgent=1), load(1000), load(800, 1, urgent=1), load(600, 4)]
+    assert sorted(ranked, key=URGENT.place_urgent) == ranked
+
+
 def test_who_takes_a_job_can_still_take_another_one() -> None:
     """A job of 300 leaves 300 for 4 and the new one: 60 each."""
     virtual = Virtual(Balance())
