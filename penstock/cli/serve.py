@@ -269,7 +269,7 @@ async def _serve_many(args: argparse.Namespace, worker: WorkerConfig, fleet: Fle
     _say(f"listening on {args.host}:{listener.getsockname()[1]}")
     waits = [
         asyncio.create_task(stop.wait()),
-        asyncio.create_task(keeper.wait(lambda: keeper.fleet.state == "failed")),
+        asyncio.create_task(keeper.wait(lambda: bool(keeper.failed))),
         asyncio.create_task(keeper.wait(lambda: keeper.ready)),
     ]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -278,11 +278,11 @@ async def _serve_many(args: argparse.Namespace, worker: WorkerConfig, fleet: Fle
     await asyncio.wait(waits[:2], return_when=asyncio.FIRST_COMPLETED)
     for task in waits:
         task.cancel()
-    reason = keeper.fleet.reason if keeper.fleet.state == "failed" else ""
+    reason = keeper.failed
     if not reason:
         _say(f"stopping: what runs has {args.shutdown_timeout:g} s to finish")
     stop.set()
-    await keeper.stop(args.shutdown_timeout + 10)
+    await keeper.stop(0.0 if reason else args.shutdown_timeout + 10)
     if reason:
         print(f"penstock serve: {reason}", file=sys.stderr)
     return 1 if reason else 0

@@ -63,6 +63,7 @@ class Keeper:
         #: Homes that can be talked to.
         self._attached: set[str] = set()
         self._next_home = 0
+        self._failed = ""
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -81,6 +82,11 @@ class Keeper:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
+
+    @property
+    def failed(self) -> str:
+        """Why nothing can be served; empty: it can, or will be."""
+        return self._failed or (self.fleet.reason if self.fleet.state == "failed" else "")
 
     @property
     def ready(self) -> bool:
@@ -130,6 +136,7 @@ class Keeper:
             await asyncio.sleep(_PAUSE_S)
 
     async def _keep_home(self) -> None:
+        attempts = 0
         while True:
             number, self._next_home = self._next_home, self._next_home + 1
             name = m.home_name(number)
@@ -142,9 +149,13 @@ class Keeper:
             )
             process = await _start(self._fronts.module, self._fronts.config(config), self._fronts.fds)
             self._homes[name] = process
-            await process.wait()
-            self.fleet.say(f"home {number} ended, and its streams with it: starting another")
+            code = await process.wait()
+            attempts = 0 if name in self._attached else attempts + 1
             self._forget(name)
+            if attempts >= self._config.start_attempts:
+                self._failed = f"an HTTP process ended {attempts} times before it was ready, the last with code {code}"
+                return self.on_change()
+            self.fleet.say(f"home {number} ended, and its streams with it: starting another")
             await asyncio.sleep(_PAUSE_S)
 
     def _forget(self, home: str) -> None:

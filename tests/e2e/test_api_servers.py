@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil
@@ -85,6 +86,16 @@ def test_sigterm_lets_answers_finish(server: ServerProcess) -> None:
     assert server.wait() == 0
     assert not list(filter(alive, family))
     assert "Traceback" not in server.output
+
+
+def test_what_the_front_cannot_read_is_said(tmp_path: Path) -> None:
+    server = ServerProcess(*FLAGS, "--chat-template", str(tmp_path / "absent.jinja"))
+    try:
+        assert server.wait() == 1
+    finally:
+        server.process.kill()
+    assert server.said("absent.jinja")
+    assert server.lines[-1].startswith("penstock serve: an HTTP process ended 3 times before it was ready")
 
 
 def test_the_operator_is_heard_by_any_of_them(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
