@@ -6,6 +6,7 @@ penstock replay run.log                the same events must give the same comman
 penstock replay run.log --cost cost.json --goodput ttft:500 tpot:50 --json errors.json
 penstock replay run.log --cost-from yesterday.log.instance0
 penstock replay run.log --closed-loop  where clients waited for their answers before they sent more
+penstock replay run.log --request 7    what happened to that request (`job` in its timeline), and what made it slow
 
 --cost takes a file of `penstock fit`, a name (`penstock fit --list`) or five numbers, as in `penstock simulate`.
 """
@@ -26,6 +27,8 @@ from penstock.cost.fitting import POINTS_MIN, choose, condense, errors
 from penstock.cost.models import Model, Scaled
 from penstock.drivers import log, recorded
 from penstock.drivers.recorded import Recorded
+from penstock.drivers.story import in_words
+from penstock.drivers.story_log import Logged
 from penstock.metrics.errors import Errors, compare, render
 from penstock.metrics.record import Record
 from penstock.metrics.summary import Dist
@@ -50,12 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--closed-loop", action="store_true",
         help="clients waited for their answers: send each request after the one that had just ended when it came",
     )  # fmt: skip
+    parser.add_argument("--request", type=int, metavar="JOB", help="tell what happened to this request, and no more")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what is found for other programs")
     parser.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
 
 
 def main(args: argparse.Namespace) -> int:
     """0 if all commands are the same."""
+    if args.request is not None:
+        return _tell(args.log, args.request, args.json)
     slo = Slo.parse(" ".join(args.goodput))
     cost = named.resolve(args.cost).cost if args.cost else None
     if args.cost_from:
@@ -71,6 +77,21 @@ def main(args: argparse.Namespace) -> int:
         args.json.write_bytes(msgspec.json.format(msgspec.json.encode(said), indent=1))
         print(f"All of this is in {args.json}")
     return 1 if any(found.difference for found in compared.values()) else 0
+
+
+def _tell(path: Path, job: int, out: Path | None) -> int:
+    """The story of one request. Raises ValueError if there is none."""
+    logged = Logged(recorded.paths_of(path))
+    story = logged.stories.get(job)
+    if story is None:
+        known = [story.id for story in logged.stories]
+        there = f"they have {min(known)} to {max(known)}" if known else "they have none"
+        raise ValueError(f"request {job} is not in the logs of {path}: {there}")
+    told = logged.stories.told(story, logged.bounds(story.spec, len(story.times)))
+    print("\n".join(in_words(told)))
+    if out is not None:
+        out.write_bytes(msgspec.json.format(msgspec.json.encode(told), indent=1))
+    return 0
 
 
 def _counts(found: log.Replay) -> dict[str, Any]:

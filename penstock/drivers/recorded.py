@@ -369,7 +369,7 @@ def gather(paths: Iterable[Path]) -> Recorded:
             reader.feed(entry)
     if not instances:
         raise ValueError("the logs of its instances (.instance0, ...) are not there: they have the steps and tokens")
-    jobs = _jobs(instances, cluster)
+    jobs = jobs_of(instances, cluster)
     if not jobs:
         raise ValueError("no request came while this was recorded")
     start_ns = min(job.spec.arrival for job in jobs)
@@ -388,7 +388,7 @@ def gather(paths: Iterable[Path]) -> Recorded:
     )
 
 
-def _jobs(instances: Iterable[InstanceReader], cluster: ClusterReader) -> list[Job]:
+def jobs_of(instances: Iterable[InstanceReader], cluster: ClusterReader) -> list[Job]:
     """In order of arrival."""
     jobs = {number: Job(spec, cluster.ends.get(number)) for number, spec in cluster.specs.items()}
     parts = (part for instance in instances for part in instance.parts)

@@ -168,6 +168,9 @@ class Stories:
     def get(self, job: int) -> Story | None:
         return self._kept.get(job)
 
+    def __iter__(self) -> Iterator[Story]:
+        return iter(self._kept.values())
+
     def told(self, story: Story, bounds: Bounds = Bounds()) -> Told:
         """For people, against what was promised."""
         return Told(
@@ -282,3 +285,39 @@ def _event(mark: Mark, arrival: int) -> Event:
 
 def _ms(ns: float) -> float:
     return round(ns / MS, 3)
+
+
+def in_words(told: Told) -> list[str]:
+    """Lines for a terminal."""
+    lines = [f"request {told.job}: {told.outcome}, {told.prompt_tokens} prompt and {told.output_tokens} output tokens"]
+    lines += [_line(event) for event in told.events]
+    if (ttft := told.ttft) is not None:
+        parts = f"queued {ttft.queue_ms:.1f}, chunks {ttft.compute_ms:.1f}, else {ttft.else_ms:.1f}"
+        lines.append(f"TTFT {ttft.ms:.1f} ms{_promise(ttft.promised_ms, ttft.late)}: {parts}")
+    if (each := told.tpot) is not None:
+        lines.append(
+            f"TPOT {each.ms:.1f} ms{_promise(each.promised_ms, each.late)}, median gap {each.median_ms:.1f} ms"
+        )
+        lines += [f"  {gap.ms:.1f} ms before token {gap.token}: {'; '.join(gap.happened) or '-'}" for gap in each.gaps]
+    return lines
+
+
+def _line(event: Event) -> str:
+    said = f"{event.at_ms:12.3f} ms  {event.what}"
+    if event.tokens:
+        said += f" of {event.tokens} tokens"
+    if event.instance is not None:
+        said += f" from {event.instance} to {event.to}" if event.to is not None else f" on {event.instance}"
+    if event.until_ms is not None:
+        said += f" for {event.until_ms - event.at_ms:.3f} ms"
+    if event.why:
+        said += f" ({event.why})"
+    if event.to is not None:
+        phases = ", ".join(f"{name} {ms:.1f}" for name, ms in event.phases_ms.items())
+        said += f": {event.copied} positions copied, {event.computed_again} computed again; {phases} ms"
+        said += f"; came to nothing: {event.failed}" if event.failed else f"; standing still {event.down_ms:.1f} ms"
+    return said
+
+
+def _promise(ms: float | None, late: bool) -> str:
+    return "" if ms is None else f" ({'late: ' if late else ''}{ms:g} promised)"
