@@ -1,6 +1,6 @@
 """Prompts and decoding on instances of their own, or not: which gives more good requests a GPU?
 
-    .venv/bin/python bench/cluster_disagg.py [--seconds 20] [--full] [--figure PNG]
+    .venv/bin/python bench/cluster_disagg.py [--seconds 10] [--full] [--figure PNG]
 
 Simulated: OPT-13B on six A100-80G, DistServe's published step times and KV capacities, the same for all rows. Three
 loads: where DistServe (OSDI'24) says that it wins, chat (ShareGPT, TTFT 250 ms, TPOT 100 ms) and its figure 1 (prompts
@@ -103,7 +103,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of load in each run")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of load in each run")
     parser.add_argument("--full", action="store_true", help="two minutes of load")
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/cluster_disagg.png"), metavar="PNG")
     return parser.parse_args()

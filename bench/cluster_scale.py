@@ -1,6 +1,6 @@
 """What a decision of the cluster core takes as the fleet grows: it must stay flat.
 
-    .venv/bin/python bench/cluster_scale.py [--seconds 1] [--full] [--figure PNG]
+    .venv/bin/python bench/cluster_scale.py [--seconds 0.5] [--full] [--figure PNG]
 
 The simulator drives 16, 64, 256 and 1,024 instances under row llumnix, at a rate that grows with them to 50,000
 requests/s: steps that cost next to nothing, prompts of 64 and answers of 32 tokens. Each call of `Cluster.handle` is
@@ -52,7 +52,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of load, simulated")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of load, simulated")
     parser.add_argument("--full", action="store_true", help="five seconds")
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/cluster_scale.png"), metavar="PNG")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """A fleet that follows the load: latency against the instances it takes, Llumnix's figures 14 and 15 in the twin.
 
-    .venv/bin/python bench/cluster_scaling.py [--requests 1000] [--full] [--figure PNG]
+    .venv/bin/python bench/cluster_scaling.py [--requests 500] [--full] [--figure PNG]
 
 Simulated: LLaMA-7B on A10s as in `cluster_resched.py`, L-L lengths, 8 instances at the start, 1 to 16 later, a start
 takes 5 s. The mean freeness is kept in [x, x + 50] blocks of 16 tokens a request. Two comparisons of llumnix and
@@ -63,7 +63,7 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=1000, help="of each run")
+    parser.add_argument("--requests", type=int, default=500, help="of each run")
     parser.add_argument("--full", action="store_true", help="10,000 requests a run")
     parser.add_argument("--figure", type=Path, default=Path("docs/figures/cluster_scaling.png"), metavar="PNG")
     return parser.parse_args()
