@@ -18,7 +18,12 @@ _WHITE = {"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "non
 
 
 def draw(
-    curves: Sequence[Series], path: str, target: float, scales: Sequence[float] = (), rate: float | None = None
+    curves: Sequence[Series],
+    path: str,
+    target: float,
+    scales: Sequence[float] = (),
+    rate: float | None = None,
+    rate_unit: str = "req/s",
 ) -> None:
     """Write a PNG. Bands are confidence intervals; dotted lines fall from where a curve crosses the target.
 
@@ -36,7 +41,7 @@ def draw(
     names = list(dict.fromkeys(one.label for one in curves))
     for column, slo in enumerate(slos):
         chosen = [one for one in curves if one.slo == slo]
-        _over_rate(axes[0][column], chosen, names, target)
+        _over_rate(axes[0][column], chosen, names, target, rate_unit)
         axes[0][column].set_title(f"SLO {slo}" if slo else "each request by its own SLO", fontsize="medium")
         if scales:
             shown = rate if rate is not None else _telling_rate(chosen[0], target)
@@ -50,12 +55,12 @@ def draw(
     figure.savefig(path, dpi=120)
 
 
-def _over_rate(axis: Any, chosen: Sequence[Series], names: Sequence[str], target: float) -> None:
+def _over_rate(axis: Any, chosen: Sequence[Series], names: Sequence[str], target: float, rate_unit: str) -> None:
     for one in chosen:
         shares = [(p.cell.rate, p.attained()) for p in one.points]
         _curve(axis, shares, one.label, names.index(one.label), target)
     _dress(axis, target)
-    axis.set(xlabel="request rate (req/s)", xlim=(0, None))
+    axis.set(xlabel=f"request rate ({rate_unit})", xlim=(0, None))
 
 
 def _over_scale(

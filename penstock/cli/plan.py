@@ -1,0 +1,259 @@
+"""Search deployments for the highest goodput per GPU, in simulated time.
+
+    penstock plan --model llama-3.1-8b --hardware h200:8 --slo ttft=500ms,tpot=30ms --lengths azure-conv-2023
+    penstock plan ... --rate 60 --output plan.yaml         the fewest GPUs that carry 60 requests/s
+    penstock plan ... --policies fcfs --knob max_num_batched_tokens=256,512,1024,2048
+    penstock plan --like distserve-simulator               DistServe's own example, under its own rules
+
+Every way to lay the model on the GPUs that --hardware NAME:GPUSxNODES names is tried at rates that bisection chooses;
+what carries most a GPU, within --slo for --target of the requests, wins. `penstock simulate --config plan.yaml` runs
+it. docs/plan.md tells what is searched, and how sure the answer is.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from tqdm import tqdm
+
+from penstock.core.slo import Slo
+from penstock.drivers.deployment import PoolSpec
+from penstock.metrics import curve_plot, plot
+from penstock.plan import finalists, report
+from penstock.plan.bounds import Bounds, Filter
+from penstock.plan.search import Answer, Terms, grid_max, search
+from penstock.plan.space import AFFINITIES, Cluster, Option, Space, options, repeated
+from penstock.plan.trial import Goal, Load
+from penstock.policies.bundles import ROWS
+
+#: What a flag is where neither it nor a preset says otherwise.
+DEFAULTS: dict[str, Any] = {
+    "target": 0.9, "policies": ["fcfs", "distserve"], "affinity": "high", "ratios": ["1:1", "2:1", "1:2"],
+    "replicas": [1], "knob": [], "cost": "", "arrival": "poisson", "cv": 1.0, "num_prompts": 400, "seeds": 3,
+    "seed": 0, "precision": 0.05, "best": 3, "marginal": False,
+}  # fmt: skip
+_EXAMPLE = {
+    "model": "opt-13b", "hardware": "a100:4", "slo": "ttft=200ms,tpot=100ms", "policies": ["distserve"],
+    "ratios": ["1:1"], "cost": "distserve/opt-13b/tp{tp}/pp{pp}", "lengths": "distserve:sharegpt",
+    "arrival": "distserve", "num_prompts": 300, "seeds": 1, "seed": 1, "rate_max": 5.0, "precision": 0.0, "step": 0.25,
+    "best": 1,
+}  # fmt: skip
+#: Flags of published searches.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Its simulator has no KV limit when it decodes, no end to a batch of prompts, and moves that take no time.
+    "distserve-simulator": {
+        **_EXAMPLE, "marginal": True, "move_gb_per_s": 0.0, "knob": [
+            "kv_tokens=10000000", "max_num_seqs=100000", "max_num_batched_tokens=10000000", "max_num_queued_reqs=100000"
+        ],
+    },
+    # The same machine with what it has: KV, links, and the limits of the paper's evaluation.
+    "distserve": {
+        **_EXAMPLE, "knob": [
+            "utilization=0.95", "prefill.max_num_seqs=128", "prefill.max_num_batched_tokens=8192",
+            "decode.max_num_seqs=1024",
+        ],
+    },
+}  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    asked = parser.add_argument_group("what is asked")
+    asked.add_argument("--model", help="a name such as llama-3.1-8b, or a folder with a config.json")
+    asked.add_argument("--hardware", metavar="NAME:GPUSxNODES", help="h200:8x2 is two nodes of eight")
+    asked.add_argument("--slo", help="as in ttft=500ms,tpot=50ms")
+    asked.add_argument("--target", type=float, help="share of requests that must keep it; default: 0.9")
+    asked.add_argument("--marginal", action="store_const", const=True, help="TTFT and TPOT each with that share")
+    asked.add_argument("--rate", type=float, metavar="R", help="requests/s: the fewest GPUs that carry them")
+    asked.add_argument("--like", choices=sorted(PRESETS), help="the flags of a published search; others win over them")
+    space = parser.add_argument_group("what is searched")
+    space.add_argument("--policies", nargs="+", choices=sorted(ROWS), help="default: fcfs distserve")
+    space.add_argument("--affinity", choices=AFFINITIES, help="low: KV stays in a node; default: high, anywhere")
+    space.add_argument("--tp", type=int, nargs="+", help="only these; default: the divisors of the model's heads")
+    space.add_argument("--pp", type=int, nargs="+", help="only these; default: the divisors of its layers")
+    space.add_argument("--ratios", nargs="+", metavar="P:D", help="instances of each side; default: 1:1 2:1 1:2")
+    space.add_argument("--replicas", type=int, nargs="+", help="instances of a unit that does both; default: 1")
+    space.add_argument("--knob", action="append", metavar="KEY=V,V", help="a pool's key, or prefill.KEY, decode.KEY")
+    space.add_argument("--cost", metavar="NAME", help="step times, as in distserve/opt-13b/tp{tp}/pp{pp}")
+    space.add_argument("--move-gb-per-s", type=float, help="an instance's port; 0: free; default: by its links")
+    work = parser.add_argument_group("workload")
+    work.add_argument("--lengths", help="as in `penstock trace synth`: azure-conv-2023, trace:FILE, fixed:512 ...")
+    work.add_argument("--output-lengths", help="of answers, where --lengths does not say")
+    work.add_argument("--arrival", choices=["poisson", "gamma", "constant", "distserve"])
+    work.add_argument("--cv", type=float, help="of the gaps of gamma and distserve arrivals; default: 1")
+    work.add_argument("--num-prompts", type=int, help="requests of a run; default: 400")
+    work.add_argument("--seeds", type=int, help="runs of a rate, at the most; default: 3")
+    work.add_argument("--seed", type=int, help="of the first; default: 0")
+    how = parser.add_argument_group("search")
+    how.add_argument("--rate-max", type=float, help="requests/s a GPU; default: a power of two above all bounds")
+    how.add_argument("--precision", type=float, help="between carried and not, as a share; default: 0.05")
+    how.add_argument("--step", type=float, help="... or requests/s a GPU; default: a thousandth of --rate-max")
+    how.add_argument("--best", type=int, help="so many are searched to the end; default: 3")
+    how.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one a core")
+    output = parser.add_argument_group("output")
+    output.add_argument("--results", type=Path, metavar="DIR", help="keep every run here, and go on from there")
+    output.add_argument("--fresh", action="store_true", help="throw away what is in DIR first")
+    output.add_argument("--output", type=Path, metavar="YAML", help="write the winner as a deployment")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="every option, with its reason if it cannot be")
+    output.add_argument("--finalists", action="store_true", help="run the best over rates, and say what they attain")
+    output.add_argument("--plot", metavar="PNG", help="draw that")
+    output.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
+
+
+def main(args: argparse.Namespace) -> int:
+    """0 if some option carries some rate, and --rate if that is asked for."""
+    args = _filled(args)
+    if args.plot:
+        plot.check()
+    goal = Goal(Slo.parse(args.slo), args.target, args.marginal)
+    load = Load(
+        lengths=args.lengths, output_lengths=args.output_lengths, arrival=args.arrival, cv=args.cv,
+        num_prompts=args.num_prompts,
+    )  # fmt: skip
+    space, seeds = _space(args, goal), range(args.seed, args.seed + args.seeds)
+    possible, impossible = _sifted(options(space), Filter(load, goal, seeds))
+    rate_max = args.rate_max or grid_max(possible)
+    terms = Terms(
+        goal=goal, load=load, seeds=list(seeds), rate_max=rate_max, precision=args.precision,
+        step=args.step or rate_max / 1000, best=args.best,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        folder = args.results or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _claim(folder, space, terms, args.fresh)
+        answers = _search(possible, terms, folder / "search", args)
+        print(report.render(answers, impossible, terms))
+        if args.csv:
+            report.write_csv(answers, impossible, terms, args.csv)
+        carried = [answer for answer in answers if answer.rate]
+        if carried and (args.finalists or args.plot):
+            _finalists(carried[: terms.best], terms, folder / "finalists", args)
+        return _conclude(carried, space, terms, folder / "search", args)
+
+
+def _filled(args: argparse.Namespace) -> argparse.Namespace:
+    """With the preset's values and the defaults where a flag was not given. Raises ValueError for what is missing."""
+    preset = PRESETS.get(args.like, {})
+    for name, value in {**DEFAULTS, **preset}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+        elif name == "knob":
+            args.knob = [*value, *args.knob]
+    for name in ("model", "hardware", "slo", "lengths"):
+        if getattr(args, name) is None:
+            raise ValueError(f"give --{name}, or a preset with --like")
+    for name in ("num_prompts", "seeds", "best", "jobs", "rate", "rate_max", "step"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if not 0 <= args.precision < 1:
+        raise ValueError(f"--precision {args.precision:g}: a share from 0 to 1")
+    return args
+
+
+def _space(args: argparse.Namespace, goal: Goal) -> Space:
+    knobs = dict(map(_knob, args.knob))
+    fixed = {key: values[0] for key, values in knobs.items() if len(values) == 1 and key in PoolSpec.__struct_fields__}
+    return Space(
+        model=args.model,
+        cluster=Cluster.parse(args.hardware),
+        slo=goal.slo,
+        policies=args.policies,
+        affinity=args.affinity,
+        tps=args.tp or (),
+        pps=args.pp or (),
+        ratios=list(map(_ratio, args.ratios)),
+        replicas=args.replicas,
+        knobs={key: values for key, values in knobs.items() if key not in fixed},
+        pool=fixed,
+        cost=args.cost,
+        move_gb_per_s=args.move_gb_per_s,
+    )
+
+
+def _knob(text: str) -> tuple[str, list[Any]]:
+    key, equals, values = text.partition("=")
+    if not equals:
+        raise ValueError(f"--knob {text!r}: write KEY=VALUE,VALUE as in max_num_batched_tokens=512,2048")
+    return key.strip(), [yaml.safe_load(value) for value in values.split(",")]
+
+
+def _ratio(text: str) -> tuple[int, int]:
+    first, _, second = text.partition(":")
+    if not (first.isdecimal() and second.isdecimal() and int(first) and int(second)):
+        raise ValueError(f"--ratios {text!r}: write P:D as in 2:1")
+    return int(first), int(second)
+
+
+def _sifted(all_options: list[Option], sieve: Filter) -> tuple[list[tuple[Option, Bounds]], list[Option]]:
+    """Those that may carry something, and those that cannot, each with its reason."""
+    possible: list[tuple[Option, Bounds]] = []
+    impossible: list[Option] = []
+    for option in all_options:
+        bounds = sieve.bounds(option) if not option.reason else None
+        if bounds is not None and bounds.high:
+            possible.append((option, bounds))
+        else:
+            reason = option.reason or (bounds.limit if bounds is not None else "")
+            impossible.append(msgspec.structs.replace(option, reason=reason))
+    if not possible:
+        raise ValueError("nothing can be deployed:\n" + report.reasons(impossible))
+    return possible, impossible
+
+
+def _claim(folder: Path, space: Space, terms: Terms, fresh: bool) -> None:
+    """Runs in a folder are of one setting. Raises ValueError where they are of another."""
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    # What only decides which options there are, and how far they are searched, may change.
+    same = msgspec.structs.replace(space, tps=(), pps=(), ratios=(), replicas=(), policies=(), knobs={})
+    said = msgspec.json.format(msgspec.json.encode([same, terms.goal, terms.load, list(terms.seeds)]), indent=1)
+    path = folder / "plan.json"
+    if path.exists() and path.read_bytes() != said:
+        raise ValueError(f"{folder} has the runs of another plan: give another --results, or --fresh")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(said)
+
+
+def _search(
+    possible: list[tuple[Option, Bounds]], terms: Terms, folder: Path, args: argparse.Namespace
+) -> list[Answer]:
+    with tqdm(total=len(possible), unit="option", disable=args.disable_tqdm or None) as bar:
+        return search(possible, terms, folder, args.jobs, lambda answer: bar.update())
+
+
+def _finalists(best: list[Answer], terms: Terms, folder: Path, args: argparse.Namespace) -> None:
+    total = len(best) * len(finalists.AROUND) * len(terms.seeds)
+    with tqdm(total=total, unit="run", disable=args.disable_tqdm or None) as bar:
+        curves = finalists.over_rate(best, terms, folder, args.jobs, bar.update)
+    print(f"Share of requests that keep {terms.goal.slo}, by requests/s a GPU; whole runs:")
+    print("\n".join(map(report.curve, curves)))
+    if args.plot:
+        curve_plot.draw(curves, args.plot, terms.goal.target, rate_unit="req/s a GPU")
+        print(f"That is drawn in {args.plot}")
+
+
+def _conclude(carried: list[Answer], space: Space, terms: Terms, folder: Path, args: argparse.Namespace) -> int:
+    """Name the winner, and write it."""
+    if not carried:
+        print("Nothing carries any rate that was tried.")
+        return 1
+    option, units = carried[0].option, 1
+    said = f"{carried[0].rate * option.gpus:.4g} req/s on {option.gpus} GPUs"
+    if args.rate:
+        found = finalists.cheapest(carried, args.rate, space.cluster.gpus, terms, folder)
+        if found is None:
+            print(f"{args.rate:g} req/s need more than the {space.cluster.gpus} GPUs there are.")
+            return 1
+        option, units = found
+        said = f"{args.rate:g} req/s on {units * option.gpus} GPUs, the fewest"
+    times = f"{units} x " if units > 1 else ""
+    print(f"Best: {times}{option.name}: {said}, {100 * terms.goal.target:g} % within {terms.goal.slo}.")
+    if args.output:
+        report.write_plan(repeated(option, units), [f"{times}{option.name}", f"carries {said}"], args.output)
+        print(f"penstock simulate --config {args.output} runs it.")
+    return 0

@@ -1,0 +1,214 @@
+"""One deployment at one rate with one seed, in the twin: how many requests kept the SLO, and what stood in the way.
+
+A trial ends as soon as nothing that may still come can change the verdict. Knows no search and no files.
+"""
+
+from collections.abc import Callable, Sequence
+from math import floor
+
+import msgspec
+
+from penstock.core.move import MoveEnded
+from penstock.core.slo import SECOND, Bounds, Slo
+from penstock.core.step import Features
+from penstock.drivers.deployment import Laid
+from penstock.drivers.meter import Meter, Use
+from penstock.drivers.sim import Simulation, Times
+from penstock.metrics.record import COMPLETED, FAILED, Record
+from penstock.plan.space import Option
+from penstock.workload.compose import Plan, synthesize
+from penstock.workload.request import Request
+
+#: From here on a pool's KV, or the network, is what limits.
+_FULL = 0.9
+#: Steps between two looks at what is over.
+_LOOK = 32
+
+
+class Goal(msgspec.Struct, frozen=True):
+    """What a deployment must do for a rate to count."""
+
+    slo: Slo
+    #: Share of requests that must keep the SLO.
+    target: float = 0.9
+    #: TTFT and TPOT are judged apart, each with the target share, as DistServe's search does; else both of a request.
+    marginal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slo.relative or not self.slo.ttft:
+            raise ValueError("planning needs an SLO in times, one for TTFT at least, as in ttft=500ms,tpot=50ms")
+        if not 0 < self.target < 1:
+            raise ValueError(f"the target share {self.target:g} must be between 0 and 1")
+
+    @property
+    def bounds(self) -> Bounds:
+        return self.slo.resolve()
+
+    def allowed(self, requests: int) -> int:
+        """How many of so many may miss."""
+        return floor((1 - self.target) * requests + 1e-9)
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of requests. Those not over when a trial ended early are not among the judged."""
+
+    requests: int
+    judged: int = 0
+    #: Missed anything, TTFT, TPOT; without an answer: all three.
+    late: int = 0
+    ttft: int = 0
+    tpot: int = 0
+    #: What stood in the way of most that were late.
+    limit: str = ""
+
+    def missed(self, goal: Goal) -> int:
+        return max(self.ttft, self.tpot) if goal.marginal else self.late
+
+    def share(self, goal: Goal) -> float:
+        """Of the judged, those that kept the SLO."""
+        return 1 - self.missed(goal) / self.judged if self.judged else 0.0
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Both together; what limits is what the one with more misses says."""
+        counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        return Tally(**counts, limit=(self if self.late >= other.late else other).limit)
+
+
+_COUNTS = ("requests", "judged", "late", "ttft", "tpot")
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """The workload, but for its rate. Seeds are common random numbers: at any rate, for any deployment, they draw the
+    same lengths, and the same gaps stretched by the rate."""
+
+    #: As in `penstock trace synth` (`workload.lengths`).
+    lengths: str
+    output_lengths: str | None = None
+    arrival: str = "poisson"
+    cv: float = 1.0
+    num_prompts: int = 400
+
+    def requests(self, rate: float, seed: int) -> list[Request]:
+        """At `rate` requests/s."""
+        return synthesize(
+            Plan(
+                lengths=self.lengths, output_lengths=self.output_lengths, arrival=self.arrival, cv=self.cv,
+                count=self.num_prompts, rate=rate, seed=seed,
+            )
+        )  # fmt: skip
+
+
+class _Sure(Exception):
+    """The verdict is known."""
+
+
+class _Watch:
+    """Counts what is over while the simulation runs (`sim.Observer`), and ends it when there is no more to learn."""
+
+    def __init__(self, goal: Goal, requests: int, enough: Callable[[Tally], bool]) -> None:
+        self.meter = Meter()
+        self.tally = Tally(requests=requests)
+        self.now = 0
+        self._goal, self._enough = goal, enough
+        #: Not judged yet; None until there are any.
+        self._pending: list[Record] | None = None
+        self._records: Callable[[], Sequence[Record]] = list
+        self._calls = 0
+
+    def watch(self, simulation: Simulation) -> None:
+        self.meter.watch(simulation.members)
+        self._records = lambda: simulation.records
+
+    def steps(self, instance: int, start_ns: int, ends_ns: Times, first: Features) -> None:
+        """See `sim.Observer`."""
+        self.meter.steps(instance, start_ns, ends_ns, first)
+        self.now = max(self.now, int(ends_ns[-1]))
+        self._calls += 1
+        if self._calls % _LOOK == 0:
+            self.look()
+            if self._enough(self.tally):
+                raise _Sure
+
+    def moved(self, instance: int, to: int | None, ended: MoveEnded, now_ns: int) -> None:
+        """See `sim.Observer`."""
+        self.meter.moved(instance, to, ended, now_ns)
+
+    def look(self, over: bool = False) -> None:
+        """Judge those that are over since; `over`: all are."""
+        if self._pending is None:
+            self._pending = list(self._records())
+        still: list[Record] = []
+        ended: list[Record] = []
+        for record in self._pending:
+            there = not over and record.outcome == FAILED and not record.error
+            (still if there else ended).append(record)
+        self._pending = still
+        self.tally = self.tally.plus(_judge(ended, self._goal))
+
+
+def trial(
+    option: Option,
+    load: Load,
+    goal: Goal,
+    rate: float,
+    seed: int,
+    enough: Callable[[Tally], bool] = lambda tally: False,
+) -> tuple[Tally, list[Record]]:
+    """`rate`: requests/s in all. Ends as soon as `enough` says so of what is known; the records are then those of an
+    unfinished run."""
+    laid, requests = option.lay_out(), load.requests(rate, seed)
+    watch = _Watch(goal, len(requests), enough)
+    config = msgspec.structs.replace(laid.sim, slo=goal.slo, every_token=False)
+    simulation = Simulation(config, laid.costs, watch)
+    watch.watch(simulation)
+    try:
+        records = simulation.run(requests)
+        watch.look(over=True)
+    except _Sure:
+        records = list(simulation.records)
+    limit = _limit(watch, laid, goal, records) if watch.tally.late else ""
+    return msgspec.structs.replace(watch.tally, limit=limit), records
+
+
+def _judge(ended: Sequence[Record], goal: Goal) -> Tally:
+    bounds, late, ttft, tpot = goal.bounds, 0, 0, 0
+    for record in ended:
+        first, pace = record.ttft_ns, record.tpot_ns
+        answered = record.outcome == COMPLETED and first is not None
+        slow = not answered or (bounds.ttft_ns is not None and (first or 0) > bounds.ttft_ns)
+        halting = not answered or (bounds.tpot_ns is not None and pace is not None and pace > bounds.tpot_ns)
+        ttft += slow
+        tpot += halting
+        late += not record.good(goal.slo)
+    return Tally(requests=0, judged=len(ended), late=late, ttft=ttft, tpot=tpot)
+
+
+def _limit(watch: _Watch, laid: Laid, goal: Goal, records: Sequence[Record]) -> str:
+    """What stands in the way, in a few words."""
+    end, tally = max(1, watch.now), watch.tally
+    uses = [watch.meter.use(pool, 0, end) for pool in laid.pools]
+    first, last = uses[0], uses[-1]
+    split = len(uses) > 1
+    if last.kv_max > _FULL and (last.preemptions or last.waiting_max or (split and first.kv_max > _FULL)):
+        return "decode KV" if split else "KV"
+    if split and _network_use(watch, laid, end) > _FULL:
+        return "transfer"
+    if tally.tpot > tally.ttft:
+        return "TPOT: decode steps" if split else "TPOT: steps with prompts in them"
+    return _slow_start(goal, laid, first, records)
+
+
+def _slow_start(goal: Goal, laid: Laid, first: Use, records: Sequence[Record]) -> str:
+    """Why first tokens are late: most late prompts would have been late on an idle instance too, or they queued."""
+    bound = goal.bounds.ttft_ns or 0
+    late = [r for r in records if r.ttft_ns is not None and r.ttft_ns > bound]
+    alone = [laid.costs[0].request_ns(r.prompt_tokens, 1)[0] > bound for r in late]
+    if late and 2 * sum(alone) > len(late):
+        return "prompt time"
+    return "prefill queue" if len(laid.pools) > 1 else "queue"
+
+
+def _network_use(watch: _Watch, laid: Laid, end: int) -> float:
+    """Of the ports of the narrower side."""
+    bandwidth = laid.sim.move_bytes_per_s * min(pool.instances for pool in laid.pools)
+    return watch.meter.all_moves().kv_bytes / (bandwidth * end / SECOND) if bandwidth else 0.0
