@@ -293,7 +293,7 @@ class BaseHome(ABC):
         """Ask the cluster where a job that was somewhere before goes, unless that is no longer the question."""
         if stream.epoch == epoch and stream.id in self._streams:
             self._bring_up(stream)
-            self._feed(Arrived(stream.spec))
+            self._feed(Arrived(stream.spec, again=True))
 
     def _bring_up(self, stream: Stream) -> None:
         """Have the spec say what is known by now."""
