@@ -66,7 +66,7 @@ def slow() -> Iterator[ServerProcess]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_engine_that_dies_or_hangs_is_replaced(slow: ServerProcess, how: signal.Signals) -> None:
     """And what it was answering is answered by the next."""
-    with load(slow, 16, max_tokens=100) as futures:
+    with load(slow, 16, max_tokens=500) as futures:
         victim = slow.kill_engine(how)
         assert ends(futures) == {"answered": 16}
     assert end(ask(slow, max_tokens=3)) == "answered"
