@@ -193,7 +193,7 @@ class Instance:
             case Switched():
                 moves.on_switched(event, now, out)
             case Taken():
-                moves.on_taken(event, out)
+                moves.on_taken(event, now, out)
             case Aborted():
                 moves.on_aborted(event, now, out)
             case PeerLeft():

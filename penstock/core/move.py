@@ -80,10 +80,12 @@ class Got(msgspec.Struct, frozen=True, array_like=True, tag="got"):
 
 
 class Taken(msgspec.Struct, frozen=True, array_like=True, tag="taken"):
-    """Destination to source: the job goes on here with its first `here` positions, and nothing more is pulled."""
+    """Destination to source: the job goes on here with its first `here` positions, since `at` on the clock here, and
+    nothing more is pulled."""
 
     move: int
     here: int = 0
+    at: int = 0
 
 
 class Aborted(msgspec.Struct, frozen=True, array_like=True, tag="aborted"):
@@ -206,13 +208,9 @@ class MoveEnded(msgspec.Struct, frozen=True, array_like=True, tag="move_ended"):
     again: int
     #: ns in each phase: reserve, copy, stop, switch, release (see `moves.Phase`).
     phases: tuple[int, ...]
-
-    @property
-    def down_ns(self) -> int:
-        """How long the job stood still: until the source heard that it goes on. What was not copied is computed again
-        after that."""
-        *_, switch, release = self.phases
-        return switch + release
+    #: How long the job stood still, ns: until it went on at the destination; where clocks differ, until the source heard
+    #: so. What was not copied is computed again after that.
+    down_ns: int = 0
 
 
 MoveCommand = Tell | Receive | Pull | Adopt | Discard | Switch | Ask | MoveEnded

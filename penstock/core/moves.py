@@ -80,7 +80,10 @@ class Phase(IntEnum):
 class Outgoing:
     """A job that leaves."""
 
-    __slots__ = ("due", "got", "had", "here", "job", "move", "phase", "since", "spent", "stages", "to", "told", "why")
+    __slots__ = (
+        "due", "got", "had", "here", "job", "move", "phase", "since", "spent", "stages", "stood", "taken", "to", "told",
+        "why",
+    )  # fmt: skip
 
     def __init__(self, move: int, job: Job, to: int, why: str, now: int) -> None:
         self.move = move
@@ -96,6 +99,8 @@ class Outgoing:
         self.told = self.got = self.had = 0
         #: Positions that the job goes on with there; None: not that we know.
         self.here: int | None = None
+        #: When the job stood still, and when it went on there, ns; 0: it has not.
+        self.stood = self.taken = 0
         self.stages = 0
 
     def enter(self, phase: Phase, now: int) -> None:
@@ -103,12 +108,18 @@ class Outgoing:
         self.spent[self.phase] += now - self.since
         self.phase, self.since = phase, now
 
+    def went_on(self, event: Taken, now: int) -> None:
+        """The job goes on there. Clocks of one host agree; else that was when we heard of it, at the latest."""
+        self.here = event.here
+        self.taken = event.at if self.stood <= event.at <= now else now
+
     def ended(self, reason: str, now: int) -> MoveEnded:
         """What became of it."""
         self.enter(self.phase, now)
         again = 0 if reason else self.job.known - 1 - (self.here or 0)
         copied = max(0, self.got - self.had)
-        return MoveEnded(self.job.id, self.to, self.why, reason, copied, again, tuple(self.spent))
+        down_ns = 0 if reason else (self.taken or now) - self.stood
+        return MoveEnded(self.job.id, self.to, self.why, reason, copied, again, tuple(self.spent), down_ns)
 
 
 class Incoming:
@@ -284,6 +295,7 @@ class Moves:
         if job.planned > job.done:
             return
         move.enter(Phase.SWITCHING, now)
+        move.stood = now
         move.due = now + self._limits.lease_ns
         if move.move:
             self._tell(move.to, Extend(move.move, job.id, job.done, move.got, True), out)
@@ -322,15 +334,16 @@ class Moves:
         self.releasing[move.move] = move
         self._instance.depart(job)
 
-    def on_taken(self, event: Taken, out: list[InstanceCommand]) -> None:
+    def on_taken(self, event: Taken, now: int, out: list[InstanceCommand]) -> None:
         move = self.releasing.get(event.move)
         if move is not None:
-            move.here = event.here
+            move.went_on(event, now)
             return self.release(move, "", out)
         for move in self.outgoing.values():
             if move.move == event.move:
                 # The home's word is on its way; the pages need not wait for the destination any more.
-                move.move, move.here = 0, event.here
+                move.move = 0
+                move.went_on(event, now)
 
     def release(self, move: Outgoing, reason: str, out: list[InstanceCommand]) -> None:
         """The job has gone, and now its pages. `reason`: why nobody reads them, if nobody has."""
@@ -419,12 +432,12 @@ class Moves:
             return
         if move.goal > move.pulled and not (move.last and self._is_cheap(move.goal - move.pulled)):
             if not pages.grow(job, pages.missing(job, move.goal)):
-                return self._give_up(move, "no room", out)
+                return self._give_up(move, "no room", now, out)
             move.pulling = True
             self._instance.tell_evicted(out)
             out.append(Pull(move.move, job.id, move.source, move.pulled, move.goal))
         elif move.granted is not None and self._is_cheap(move.granted.spec.known - 1 - move.here):
-            self._adopt(move, move.granted, out)
+            self._adopt(move, move.granted, now, out)
 
     def on_pulled(self, event: Pulled, now: int, out: list[InstanceCommand]) -> None:
         move = self.incoming.get(event.move)
@@ -434,7 +447,7 @@ class Moves:
         if move.unwanted:
             return self._discard(move, out)
         if event.error:
-            return self._give_up(move, "copy failed", out)
+            return self._give_up(move, "copy failed", now, out)
         move.pulled = event.upto
         self._tell(move.source, Got(move.move, event.upto), out)
         self._pull(move, now, out)
@@ -448,19 +461,19 @@ class Moves:
         self._pull(move, now, out)
         return True
 
-    def _adopt(self, move: Incoming, granted: Submitted, out: list[InstanceCommand]) -> None:
+    def _adopt(self, move: Incoming, granted: Submitted, now: int, out: list[InstanceCommand]) -> None:
         """The job is this instance's now."""
         del self.incoming[move.move]
         job = move.job
         here = min(move.here, granted.spec.known - 1)
         out.append(Adopt(job.id, move.move, here))
         self._instance.welcome(job, granted, here)
-        self._tell(move.source, Taken(move.move, here), out)
+        self._tell(move.source, Taken(move.move, here, now), out)
 
-    def _give_up(self, move: Incoming, reason: str, out: list[InstanceCommand]) -> None:
+    def _give_up(self, move: Incoming, reason: str, now: int, out: list[InstanceCommand]) -> None:
         """Nothing more will come. If the job is ours already, the rest is computed again; else the move is off."""
         if move.granted is not None:
-            return self._adopt(move, move.granted, out)
+            return self._adopt(move, move.granted, now, out)
         self._tell(move.source, Aborted(move.move, reason), out)
         self._unwant(move, out)
 
@@ -503,7 +516,7 @@ class Moves:
                 self.release(move, "lease ended", out)
         for incoming in list(self.incoming.values()):
             if incoming.due <= now and not incoming.pulling:
-                self._give_up(incoming, "lease ended", out)
+                self._give_up(incoming, "lease ended", now, out)
 
     def on_peer_left(self, event: PeerLeft, now: int, out: list[InstanceCommand]) -> None:
         """Nothing more comes from that instance, and nothing can go there."""
@@ -515,7 +528,7 @@ class Moves:
                 self.release(move, "destination left", out)
         for incoming in list(self.incoming.values()):
             if incoming.source == event.instance and not incoming.unwanted and not incoming.pulling:
-                self._give_up(incoming, "source left", out)
+                self._give_up(incoming, "source left", now, out)
 
     def _outgoing(self, number: int, now: int) -> Outgoing | None:
         """The move, whose other side has just been heard of."""

@@ -200,8 +200,7 @@ class Stories:
 
     def _gap(self, story: Story, index: int) -> Gap:
         start, end = story.times[index - 1], story.times[index]
-        own = [mark for mark in story.marks if mark.at < end and mark.until > start]
-        own += [mark for mark in story.marks if mark.at == mark.until and start <= mark.at < end]
+        own = [mark for mark in story.marks if mark.at < end and (mark.until > start or mark.at >= start)]
         happened = [_happened(mark, start, end) for mark in sorted(own, key=lambda mark: mark.at)]
         others = sum(self._beside(story, start, end))
         if others:
@@ -236,8 +235,9 @@ def _ttft(story: Story, bounds: Bounds) -> Ttft:
 
 def _happened(mark: Mark, start: int, end: int) -> str:
     if mark.move is not None:
-        *_, to_switch, _ = mark.move.phases
-        down = f", standing still for {mark.move.down_ns / MS:.1f} ms" if to_switch and mark.until <= end else ""
+        stood = mark.at + sum(mark.move.phases[: Phase.SWITCHING])
+        here = mark.move.down_ns and stood < end and stood + mark.move.down_ns > start
+        down = f", standing still for {mark.move.down_ns / MS:.1f} ms" if here else ""
         failed = f", which came to nothing ({mark.move.reason})" if mark.move.reason else ""
         return f"move from {mark.instance} to {mark.move.to} ({mark.why}){failed}{down}"
     if mark.what == "chunk":

@@ -528,5 +528,5 @@ def test_no_token_and_no_page_is_lost_whatever_happens(seed: int, faults: bool) 
         assert len(ended) == core.moves.begun == core.load.moves
         for move in ended:
             assert len(move.phases) == 5
-            assert min(*move.phases, move.copied, move.again) >= 0
+            assert min(*move.phases, move.copied, move.again, move.down_ns) >= 0
             assert not (move.reason and move.again)

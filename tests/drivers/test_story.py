@@ -95,8 +95,9 @@ async def test_a_hand_off_has_its_phases_and_what_is_computed_again() -> None:
         assert home.instances[0].load.moves == 1
     check(found)
     assert (move.instance, move.to, move.why, move.failed) == (source, to, "hand-off", "")
-    assert {"copy", "switch", "release"} <= set(move.phases_ms) <= {"reserve", "copy", "stop", "switch", "release"}
-    assert move.down_ms == pytest.approx(move.phases_ms["switch"] + move.phases_ms["release"], abs=0.01)
+    assert {"copy", "switch"} <= set(move.phases_ms) <= {"reserve", "copy", "stop", "switch", "release"}
+    # Clocks of one host agree, so what the source heard late does not count.
+    assert 0 < move.down_ms <= move.phases_ms["switch"] + move.phases_ms.get("release", 0.0) + 0.01
     # Whole pages are copied, what is left of the prompt is computed again there.
     assert (move.copied, move.computed_again) == (96, 4)
     again = [event for event in found.events if event.what == "chunk" and event.instance == to]
@@ -149,7 +150,7 @@ def test_late_says_where_the_time_went() -> None:
     mine.note(Note(1, 40 * MS, 50 * MS, 10), 3, 0)
     mine.times.extend([51 * MS, 61 * MS, 161 * MS, 171 * MS, 301 * MS])
     other.note(Note(2, 0, 95 * MS, 500), 3, 65 * MS)
-    mine.moved(MoveEnded(1, 4, "balance", "", 48, 3, (1 * MS, 9 * MS, 0, 100 * MS, 10 * MS)), 3, 295 * MS)
+    mine.moved(MoveEnded(1, 4, "balance", "", 48, 3, (1 * MS, 9 * MS, 0, 100 * MS, 10 * MS), 105 * MS), 3, 295 * MS)
     mine.end("completed", 301 * MS)
     found = stories.told(mine, Bounds(50 * MS, 20 * MS))
     assert found.ttft is not None
@@ -158,7 +159,7 @@ def test_late_says_where_the_time_went() -> None:
     assert (found.tpot.late, found.tpot.ms, found.tpot.median_ms) == (True, 62.5, 55.0)
     assert [(gap.token, gap.ms) for gap in found.tpot.gaps] == [(2, 100.0), (4, 130.0)]
     assert found.tpot.gaps[0].happened == ["500 prompt tokens of other requests"]
-    assert found.tpot.gaps[1].happened == ["move from 3 to 4 (balance), standing still for 110.0 ms"]
+    assert found.tpot.gaps[1].happened == ["move from 3 to 4 (balance), standing still for 105.0 ms"]
 
 
 def test_only_so_many_are_kept() -> None:
