@@ -109,7 +109,7 @@ class Metrics:
         )
         self._downtime = Histogram(
             "penstock_move_downtime_seconds",
-            "Of moves that were taken: from standing still until the source heard that it goes on",
+            "Of moves that were taken: from standing still to going on elsewhere",
             ("model_name",),
             buckets=_MOVE_S,
             registry=self._registry,

@@ -208,8 +208,8 @@ class MoveEnded(msgspec.Struct, frozen=True, array_like=True, tag="move_ended"):
     again: int
     #: ns in each phase: reserve, copy, stop, switch, release (see `moves.Phase`).
     phases: tuple[int, ...]
-    #: How long the job stood still, ns: until it went on at the destination; where clocks differ, until the source heard
-    #: so. What was not copied is computed again after that.
+    #: How long the job stood still, ns: until it went on at the destination; where clocks differ, until the source
+    #: heard so. What was not copied is computed again after that.
     down_ns: int = 0
 
 
