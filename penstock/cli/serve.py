@@ -22,12 +22,14 @@ from penstock.api.app import create_app
 from penstock.api.config import FrontConfig
 from penstock.api.ledger import Ledger, status_line
 from penstock.api.server import listen, serve
+from penstock.cli import deployed
 from penstock.cli.engine_flags import engine_arguments, engine_options
 from penstock.cli.front import FrontProcessConfig
 from penstock.core.batch import Limits
 from penstock.core.slo import Slo
 from penstock.cost import named
 from penstock.drivers.branch import BranchConfig
+from penstock.drivers.deployment import Deployment
 from penstock.drivers.fleet import Fleet, FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.keeper import Fronts, Keeper
@@ -42,6 +44,9 @@ from penstock.policies.bundles import ROWS, row
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="", help="local folder or hub id; nothing: the demo model")
     parser.add_argument("--config", help="YAML file with the same keys as these flags")
+    parser.add_argument(
+        "--deployment", help="YAML file of instances, roles and policy, as `penstock simulate` takes it"
+    )
     _front_arguments(parser.add_argument_group("front"))
     _instance_arguments(parser.add_argument_group("instances"))
     engine_arguments(parser.add_argument_group("engine"))
@@ -79,12 +84,16 @@ def _instance_arguments(group: Any) -> None:
     group.add_argument(
         "--kv-transport", choices=("auto", "nixl", "zmq"), default="auto", help="what carries KV between instances"
     )
+    group.add_argument(
+        "--balance", default="", help="knobs of rows that rearrange: scaling=true,instances_max=4,out_tokens=48"
+    )
     group.add_argument("--drain-timeout", type=float, default=600.0, help="seconds for what runs on a drained instance")
 
 
 def _transport(args: argparse.Namespace) -> str:
     """None where there can never be a second instance."""
-    alone = (args.instances or 1) == 1 and not args.prefill and not args.admin_key
+    alone = (args.instances or 1) == 1 and not args.prefill and not args.deployment and not args.admin_key
+    alone = alone and "scaling" not in args.balance
     return "" if alone and not os.environ.get("PENSTOCK_ADMIN_KEY") else str(args.kv_transport)
 
 
@@ -104,7 +113,10 @@ def main(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
     if args.config:
         args = _with_config(args)
-    worker, fleet, front = worker_config(args), fleet_config(args), front_config(args)
+    deployment = Deployment.read(args.deployment) if args.deployment else None
+    if deployment is not None:
+        args = _with_defaults(deployed.flags(deployment))
+    worker, fleet, front = worker_config(args), fleet_config(args, deployment), front_config(args)
     _print_configuration(worker, fleet, front, args)
     serving = (
         _serve(args, worker, fleet, front) if args.api_server_count == 1 else _serve_many(args, worker, fleet, front)
@@ -114,15 +126,20 @@ def main(args: argparse.Namespace) -> int:
 
 def _with_config(args: argparse.Namespace) -> argparse.Namespace:
     """Defaults from the file, then the command line once more over them."""
-    parser = argparse.ArgumentParser(prog="penstock serve")
-    add_arguments(parser)
     given = yaml.safe_load(Path(args.config).read_text()) or {}
-    known = {action.dest for action in parser._actions}
+    known = vars(args)
     if not isinstance(given, dict):
         raise ValueError(f"{args.config}: a mapping of flags to values is needed, as in `max-num-seqs: 64`")
     values = {str(key).replace("-", "_"): value for key, value in given.items()}
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{args.config}: no such flag: {', '.join(unknown)}")
+    return _with_defaults(values)
+
+
+def _with_defaults(values: dict[str, Any]) -> argparse.Namespace:
+    """The command line over these values of flags."""
+    parser = argparse.ArgumentParser(prog="penstock serve")
+    add_arguments(parser)
     # argparse converts defaults that are strings, as it does what is typed.
     parser.set_defaults(
         **{key: value if isinstance(value, list | bool) else str(value) for key, value in values.items()}
@@ -164,7 +181,7 @@ def _check_positive(limits: Limits, args: argparse.Namespace) -> None:
         raise ValueError(f"--port {args.port}: ports go from 0 (any free one) to {(1 << 16) - 1}")
 
 
-def fleet_config(args: argparse.Namespace) -> FleetConfig:
+def fleet_config(args: argparse.Namespace, deployment: Deployment | None = None) -> FleetConfig:
     """Which instances there are, and how patient one is with them."""
     if bool(args.prefill) != bool(args.decode) or min(args.prefill, args.decode) < 0:
         raise ValueError(f"--prefill {args.prefill} --decode {args.decode}: one needs the other, at least 1 each")
@@ -172,12 +189,16 @@ def fleet_config(args: argparse.Namespace) -> FleetConfig:
         raise ValueError("--instances and --prefill/--decode: give either")
     if args.instances is not None and args.instances < 1:
         raise ValueError(f"--instances {args.instances}: at least 1 is needed")
+    given = deployed.roles(deployment) if deployment is not None else ()
+    if given and (args.prefill or args.instances is not None):
+        raise ValueError("--deployment says how many instances there are: leave --instances, --prefill, --decode out")
     return FleetConfig(
-        roles=("prefill",) * args.prefill + ("decode",) * args.decode or ("",) * (args.instances or 1),
+        roles=given or ("prefill",) * args.prefill + ("decode",) * args.decode or ("",) * (args.instances or 1),
         watchdog_s=args.watchdog,
         step_timeout_s=args.step_timeout,
         drain_timeout_s=args.drain_timeout,
         devices=tuple(filter(None, args.devices.split(","))),
+        balance=deployed.balance(args, deployment),
     )
 
 

@@ -185,7 +185,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for number, pool in enumerate(self.pools):
             _check_pool(f"pools[{number}]", pool)
         _check_roles([pool.role for pool in self.pools])
-        _check_balance(_balance(self.balance))
+        _check_balance(balance_of(self.balance))
         if self.move_gb_per_s and not self.model and self.moves.copies is not False:
             raise ValueError(
                 "move_gb_per_s: without `model` nobody knows what a token carries: give it, or leave this out"
@@ -251,7 +251,7 @@ def lay_out(deployment: Deployment, cost: Model | None = None) -> Laid:
         members += [member] * pool.instances
         costs += [here] * pool.instances
     queued = max(member.instance.limits.max_num_queued for member in members)
-    balance = _balance(deployment.balance)
+    balance = balance_of(deployment.balance)
     sim = SimConfig(
         members=members,
         cluster=ClusterConfig(policy=deployment.policy, max_num_queued=queued, balance=balance),
@@ -276,7 +276,8 @@ def _delays(spec: DelaySpec) -> Delays:
     )
 
 
-def _balance(spec: BalanceSpec) -> Balance:
+def balance_of(spec: BalanceSpec) -> Balance:
+    """As the core takes it."""
     given = _given(msgspec.structs.asdict(spec))
     for name, core, unit in (("period_ms", "period_ns", MS), ("scale_s", "scale_ns", SECOND)):
         if name in given:
