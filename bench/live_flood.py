@@ -31,6 +31,7 @@ from live_cluster import Ask, Blows, Told, cluster, is_empty, run, strike, submi
 from tiny_llama import VOCAB, build
 
 from penstock.core.batch import Limits
+from penstock.core.moves import MoveLimits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.worker import WorkerConfig
@@ -129,12 +130,10 @@ async def play(
 ) -> Found:
     """Answer all requests under this scene; workers are killed where there are several."""
     options = EngineOptions(model=str(model), dtype="float32", pages=scene.pages, threads=1)
+    # For so small a model computing again would be cheaper: with these, copies are preferred to more than a page of it.
+    limits, moves = Limits(max_num_seqs=args.concurrency), MoveLimits()
     worker = WorkerConfig(
-        engine=options,
-        policy=scene.policy,
-        limits=Limits(max_num_seqs=args.concurrency),
-        transport=transport,
-        record=str(record),
+        engine=options, policy=scene.policy, limits=limits, transport=transport, moves=moves, record=str(record)
     )
     blows, failures = Blows(), list[str]()
     async with cluster(worker, FleetConfig(roles=scene.roles)) as home:

@@ -4,9 +4,11 @@
 
 The 0.29 B model of bench/vs_vllm.py on two instances of one thread each. A stream of each context is moved to the other
 instance, again and again, by order; no page of it is there beforehand. Downtime is the gap between the last token from
-the source and the first from the destination, less the median gap of the same stream. By three ways:
+the source and the first from the destination, less the median gap of the same stream. By several ways:
 
-    live        copies while the stream goes on, stops it for what is left, recomputes a last page (the default)
+    live        copies while the stream goes on, stops it for what is left, and copies or recomputes that, whichever is
+                faster by what steps take here (the default)
+    tail        the same, but recomputes up to a page in any case (MoveLimits())
     blocking    stops, copies all, goes on (MoveLimits.stages 0)
     recompute   stops, computes all again there (no transport)
 
@@ -48,7 +50,7 @@ from penstock.engine.options import EngineOptions
 from penstock.engine.params import Sampling
 
 #: Tokens of the stream that are awaited before a move and after it.
-SIDE = 12
+SIDE = 8
 #: Other jobs, where there are some, and their prompts' tokens.
 OTHERS, OTHERS_PROMPT = 8, 64
 VOCAB = 8192
@@ -126,7 +128,7 @@ def longer(model: Path, folder: Path) -> Path:
 def worker(way: str, args: argparse.Namespace, model: Path, record: Path) -> WorkerConfig:
     # With blocks longer than any text no prefix is shared: what moves back is not there already.
     engine = EngineOptions(model=str(model), dtype=args.dtype, pages=1100, block_tokens=8192, threads=1)
-    moves = MoveLimits(stages=0) if way == "blocking" else MoveLimits()
+    moves = {"blocking": MoveLimits(stages=0), "tail": MoveLimits()}.get(way)
     transport = "" if way == "recompute" else args.transport
     limits = Limits(max_num_seqs=16, max_num_batched_tokens=512)
     return WorkerConfig(engine=engine, moves=moves, transport=transport, limits=limits, record=str(record))
@@ -201,16 +203,17 @@ async def move(home: Home, reading: Read, to: int, others: Sequence[Read]) -> Mo
     await until(lambda: stream.epoch > epoch, "the stream moves", 4 * PATIENCE_S)
     switched = time.monotonic()
     await tokens(reading, SIDE)
+    # The reader sees the source's last token when the epoch may have been raised already: one too early, at most.
     new = next(i for i, (_, e) in enumerate(reading.seen) if e > epoch)
+    gap = max(reading.gaps_ms(new - 1)[:2])
     before = statistics.median(reading.gaps_ms(at - SIDE)[: SIDE - 1])
-    after = statistics.median(reading.gaps_ms(new)[: SIDE - 1])
-    gap = (reading.seen[new][0] - reading.seen[new - 1][0]) * 1e3
+    after = statistics.median(reading.gaps_ms(new + 1)[: SIDE - 2])
     slowdown = slower(others, ordered, switched) if others else 0.0
     return Move(gap - statistics.median((before, after)), before, after, (switched - ordered) * 1e3, slowdown)
 
 
 def slower(others: Sequence[Read], start_s: float, end_s: float) -> float:
-    """Mean gap between their tokens, of gaps that overlap this time, over the median of the twelve before."""
+    """Mean gap between their tokens, of gaps that overlap this time, over the median of those just before."""
     ratios = []
     for other in others:
         times = [at for at, _ in other.seen]

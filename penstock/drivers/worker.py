@@ -63,8 +63,8 @@ from penstock.core.move import (
     Tick,
 )
 from penstock.core.moves import MoveLimits
-from penstock.core.slo import SECOND
-from penstock.core.step import StepPlan
+from penstock.core.slo import MS, SECOND
+from penstock.core.step import Features, StepPlan
 from penstock.cost.linear import Linear, fit
 from penstock.cost.models import Model
 from penstock.drivers import messages as m
@@ -74,7 +74,7 @@ from penstock.drivers.local import carry_out, exceptions
 from penstock.drivers.log import Header, InstanceEntry, LogWriter
 from penstock.drivers.story import Note
 from penstock.drivers.wire import Keys, Mailbox
-from penstock.engine.base import Engine, Output
+from penstock.engine.base import Engine, EngineInfo, Output
 from penstock.engine.null import NullEngine, NullOptions, null_info
 from penstock.engine.options import EngineOptions
 from penstock.engine.transport.base import Transport
@@ -82,6 +82,9 @@ from penstock.policies.bundles import make_instance
 
 #: How often the worker looks after what has no event of its own.
 _LOOK_S = 1.0
+#: A copy that a job waits for: some messages and a pull, and then what its bytes take.
+_COPY_NS = 5 * MS
+_BYTE_NS = 1.0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +111,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     correct: bool = True
     #: What carries KV pages: see `engine.transport.choose`; "" for nothing, then jobs that move are computed again.
     transport: str = ""
-    moves: MoveLimits = MoveLimits()
+    #: None: by what steps take here.
+    moves: MoveLimits | None = None
     #: A home that is silent for so long is taken for gone.
     lease_s: float = 10.0
 
@@ -276,7 +280,9 @@ class Worker:
             number=config.instance,
             role=config.role,
             # What cannot be carried is computed again.
-            moves=msgspec.structs.replace(config.moves, copies=transport is not None or not engine.kv),
+            moves=msgspec.structs.replace(
+                config.moves or move_limits(cost, info), copies=transport is not None or not engine.kv
+            ),
         )
         self._config = config
         self._engine = engine
@@ -600,6 +606,17 @@ class Worker:
         laws.check(self._core)
         pages = self._core.pages
         self.engine_loop.todo.put(Audit(pages.pages - pages.free))
+
+
+def move_limits(cost: Model, info: EngineInfo) -> MoveLimits:
+    """Copying or computing again, whichever takes a job that stands still less time on this instance. On a CPU a page
+    can take as long to compute as a whole step of decoding."""
+    one, page = (cost.step_ns(Features(n, n * (n + 1) // 2, 0, 0, 1)) for n in (1, 1 + info.page_tokens))
+    return MoveLimits(
+        copy_ns=_COPY_NS,
+        copy_position_ns=info.kv_bytes_per_token * _BYTE_NS,
+        compute_position_ns=max(0, page - one) / info.page_tokens,
+    )
 
 
 def make_engine(options: EngineOptions | NullOptions, say: Callable[[str], None]) -> tuple[Engine, Linear]:

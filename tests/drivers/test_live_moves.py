@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from penstock.core.batch import Limits
+from penstock.core.moves import MoveLimits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.launch.base import Launcher
@@ -82,7 +83,9 @@ async def running(
     options: EngineOptions, roles: tuple[str, ...], policy: str, transport: str, launcher: Launcher | None = None
 ) -> AsyncIterator[Home]:
     """Afterwards every instance has all its pages."""
-    worker = WorkerConfig(engine=options, policy=policy, limits=Limits(max_num_seqs=12), transport=transport)
+    # Computing again would be cheaper for so small a model: here copies are what is looked at.
+    limits, moves = Limits(max_num_seqs=12), MoveLimits()
+    worker = WorkerConfig(engine=options, policy=policy, limits=limits, transport=transport, moves=moves)
     home = Home(worker, FleetConfig(roles=roles), launcher)
     await home.start()
     try:
