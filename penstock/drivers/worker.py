@@ -610,12 +610,12 @@ class Worker:
 
 def move_limits(cost: Model, info: EngineInfo) -> MoveLimits:
     """Copying or computing again, whichever takes a job that stands still less time on this instance. On a CPU a page
-    can take as long to compute as a whole step of decoding."""
+    can take as long to compute as a whole step of decoding: so it is taken to be where the cost does not tell."""
     one, page = (cost.step_ns(Features(n, n * (n + 1) // 2, 0, 0, 1)) for n in (1, 1 + info.page_tokens))
     return MoveLimits(
         copy_ns=_COPY_NS,
         copy_position_ns=info.kv_bytes_per_token * _BYTE_NS,
-        compute_position_ns=max(0, page - one) / info.page_tokens,
+        compute_position_ns=(page - one if page > one else one) / info.page_tokens,
     )
 
 
