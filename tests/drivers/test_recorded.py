@@ -261,14 +261,15 @@ def again(scribe: Scribe, draw: random.Random, now: int) -> None:
 
 
 def exceptions(scribe: Scribe, draw: random.Random, pieces: list[Slice]) -> list[Executed]:
-    """Answers that end here, and slices that were cut short."""
+    """Answers that end here, and slices that were cut short; but not of a job that was preempted, whose later slices in
+    flight an engine would then skip, which this one does not."""
     found = []
     for piece in pieces:
         job = scribe.core.jobs.get(piece.job)
         reaches = job is not None and piece.start + piece.count >= job.known
         if reaches and draw.random() < 0.05:
             found.append(Executed(piece.job, piece.count, 1, draw.choice(("stop", "stop:3", "error:x"))))
-        elif piece.count > 1 and draw.random() < 0.05:
+        elif piece.count > 1 and piece.job not in scribe.core.settling and draw.random() < 0.05:
             found.append(Executed(piece.job, draw.randrange(piece.count), 0))
     return found
 
