@@ -51,6 +51,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", "/admin/instances/{instance:int}", instances.remove),
     ("POST", "/admin/instances/{instance:int}/drain", instances.drain),
     ("POST", "/admin/instances/{instance:int}/role", instances.role),
+    ("POST", "/admin/instances/{instance:int}/move", instances.move),
 )
 
 #: How long the client may take for the error that ends its stream.

@@ -49,8 +49,16 @@ class RoleRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     role: str
 
 
+class MoveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Up to `jobs` running requests, of the policy's choice, go on at instance `to`; their clients notice nothing."""
+
+    to: int
+    jobs: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+
+
 _ADD = msgspec.json.Decoder(AddRequest)
 _ROLE = msgspec.json.Decoder(RoleRequest)
+_MOVE = msgspec.json.Decoder(MoveRequest)
 
 
 async def instances(front: Front, call: Call) -> None:
@@ -77,6 +85,14 @@ async def role(front: Front, call: Call) -> None:
     fleet = front.home.fleet
     role = _known((await front.decode(call, _ROLE)).role)
     await _change(front, call, lambda instance: fleet.assign(instance, role))
+
+
+async def move(front: Front, call: Call) -> None:
+    request = await front.decode(call, _MOVE)
+    there = [found.instance for found in front.home.instances]
+    if request.to not in there or request.to == call.scope["path_params"]["instance"]:
+        raise bad(f"to: {request.to} is no other instance; there are {', '.join(map(str, there))}.", "to")
+    await _change(front, call, lambda instance: front.home.fleet.move(instance, request.to, request.jobs))
 
 
 async def restart(front: Front, call: Call) -> None:

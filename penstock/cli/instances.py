@@ -5,6 +5,7 @@ penstock instances add URL [--role decode] [--count 2]
 penstock instances drain URL 3          no new requests; ends when those that it has are done
 penstock instances remove URL 3         ends at once; its requests go on elsewhere
 penstock instances role URL 3 decode
+penstock instances move URL 3 --to 4 --count 2      up to two of its requests go on at instance 4
 penstock instances restart URL          all of them, one after the other; no request fails
 """
 
@@ -23,20 +24,25 @@ _PAUSE_S = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("list", "add", "drain", "remove", "role", "restart"))
+    parser.add_argument("action", choices=("list", "add", "drain", "remove", "role", "move", "restart"))
     parser.add_argument("url", help="of the server: http://127.0.0.1:8000")
-    parser.add_argument("instance", nargs="?", type=int, help="which one, by its number (drain, remove, role)")
+    parser.add_argument("instance", nargs="?", type=int, help="which one, by its number (drain, remove, role, move)")
     parser.add_argument("new_role", nargs="?", default="", help="prefill, decode, or nothing for both (role)")
     parser.add_argument("--role", default="", help="of what is added: prefill, decode, or nothing for both")
-    parser.add_argument("--count", type=int, default=1, help="instances to add (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=1, help="instances to add, or requests to move (default: %(default)s)"
+    )
+    parser.add_argument("--to", type=int, help="the instance where requests go on (move)")
     parser.add_argument("--no-wait", action="store_true", help="do not wait until it is done")
     parser.add_argument("--admin-key", default="", help="as the server was given; also PENSTOCK_ADMIN_KEY")
 
 
 def main(args: argparse.Namespace) -> int:
     """Raises ValueError saying what the server refuses, OSError if it is not there."""
-    if (args.instance is None) == (args.action in ("drain", "remove", "role")):
+    if (args.instance is None) == (args.action in ("drain", "remove", "role", "move")):
         raise ValueError(f"{args.action} takes {'the number of an instance' if args.instance is None else 'none'}")
+    if (args.to is None) == (args.action == "move"):
+        raise ValueError("move takes --to, the number of another instance; nothing else does")
     server = Server(args.url, args.admin_key or os.environ.get("PENSTOCK_ADMIN_KEY", ""))
     before = server.instances()
     if args.action != "list":
@@ -88,6 +94,8 @@ def _request(args: argparse.Namespace) -> tuple[str, str, Row | None]:
             return "POST", f"/{args.instance}/drain", None
         case "role":
             return "POST", f"/{args.instance}/role", {"role": args.new_role}
+        case "move":
+            return "POST", f"/{args.instance}/move", {"to": args.to, "jobs": args.count}
         case _:
             return "POST", "/restart", None
 
@@ -104,7 +112,7 @@ def _goal(args: argparse.Namespace, before: list[Row]) -> Callable[[list[Row]], 
             return lambda rows: len(up(rows) - old) >= args.count
         case "restart":
             return lambda rows: not old & {row["instance"] for row in rows} and len(up(rows)) >= len(up(before))
-        case "role":
+        case "role" | "move":
             return lambda rows: True
         case _:
             return lambda rows: all(row["instance"] != args.instance for row in rows)

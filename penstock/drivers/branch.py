@@ -82,6 +82,9 @@ class RemoteFleet:
     def assign(self, instance: int, role: str) -> None:
         self._mailbox.send(m.CONTROL, m.Operate("assign", self._known(instance), role))
 
+    def move(self, instance: int, to: int, jobs: int) -> None:
+        self._mailbox.send(m.CONTROL, m.Operate("move", self._known(instance), to=self._known(to), jobs=jobs))
+
     def restart(self) -> None:
         self._mailbox.send(m.CONTROL, m.Operate("restart"))
 

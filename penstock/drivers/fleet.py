@@ -269,6 +269,11 @@ class Fleet:
         self._set_role(self._find(instance), role)
         self._owner.feed(Rerole(instance, role))
 
+    def move(self, instance: int, to: int, jobs: int) -> None:
+        """Have up to so many jobs of an instance go on at another. Raises KeyError if either is not there."""
+        self._find(to)
+        self.order(self._find(instance).instance, Offload(to, None, jobs, "operator"))
+
     def restart(self) -> None:
         """Drain all instances and start them again, one after the other."""
         self._spawn(self._restart())

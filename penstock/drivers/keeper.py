@@ -216,8 +216,8 @@ class Keeper:
             case m.Held(instances) if sender in self._homes:
                 self._held[sender] = set(instances)
                 self.fleet.look()
-            case m.Operate(what, instance, role) if sender in self._homes:
-                self._operate(what, instance, role)
+            case m.Operate() if sender in self._homes:
+                self._operate(message)
 
     def _on_scheduler(self, address: str) -> None:
         self._scheduler_heard_s = time.monotonic()
@@ -237,9 +237,10 @@ class Keeper:
             self.fleet.mailbox.send(home, m.Up(card.instance, card.address))
         self.on_change()
 
-    def _operate(self, what: str, instance: int, role: str) -> None:
+    def _operate(self, asked: m.Operate) -> None:
+        instance, role = asked.instance, asked.role
         with contextlib.suppress(KeyError):
-            match what:
+            match asked.what:
                 case "add":
                     self.fleet.add(role)
                 case "remove":
@@ -248,6 +249,8 @@ class Keeper:
                     self.fleet.drain(instance)
                 case "assign":
                     self.fleet.assign(instance, role)
+                case "move":
+                    self.fleet.move(instance, asked.to, asked.jobs)
                 case "restart":
                     self.fleet.restart()
 

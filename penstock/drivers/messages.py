@@ -204,9 +204,12 @@ class Held(msgspec.Struct, frozen=True, array_like=True, tag="held"):
 class Operate(msgspec.Struct, frozen=True, array_like=True, tag="operate"):
     """An operator asks a home for this."""
 
-    what: Literal["add", "remove", "drain", "assign", "restart"]
+    what: Literal["add", "remove", "drain", "assign", "move", "restart"]
     instance: int = 0
     role: str = ""
+    #: Of a move: where to, and of how many jobs at most.
+    to: int = 0
+    jobs: int = 1
 
 
 ToControl = (

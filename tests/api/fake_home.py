@@ -86,7 +86,7 @@ class FakeFleet:
         self.asked: list[tuple] = []
         self.restarts = 0
 
-    def _ask(self, what: str, number: int, *more: str) -> None:
+    def _ask(self, what: str, number: int, *more: str | int) -> None:
         if number not in [found.instance for found in self._home.instances]:
             raise KeyError(number)
         self.asked.append((what, number, *more))
@@ -102,6 +102,9 @@ class FakeFleet:
 
     def assign(self, number: int, role: str) -> None:
         self._ask("assign", number, role)
+
+    def move(self, number: int, to: int, jobs: int) -> None:
+        self._ask("move", number, to, jobs)
 
     def restart(self) -> None:
         self.asked.append(("restart",))

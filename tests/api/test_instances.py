@@ -51,9 +51,10 @@ def test_what_is_asked_for_is_done(admin: httpx.Client, home: FakeHome) -> None:
         admin.post("/instances/3/drain"),
         admin.delete("/instances/0"),
         admin.post("/instances/3/role", json={"role": "prefill"}),
+        admin.post("/instances/3/move", json={"to": 0, "jobs": 2}),
         admin.post("/instances/restart"),
     ]
-    assert [reply.status_code for reply in replies] == [202] * 6
+    assert [reply.status_code for reply in replies] == [202] * 7
     assert home.fleet.asked == [
         ("add", ""),
         ("add", "decode"),
@@ -61,6 +62,7 @@ def test_what_is_asked_for_is_done(admin: httpx.Client, home: FakeHome) -> None:
         ("drain", 3),
         ("remove", 0),
         ("assign", 3, "prefill"),
+        ("move", 3, 0, 2),
         ("restart",),
     ]
 
@@ -74,6 +76,9 @@ def test_what_is_asked_for_is_done(admin: httpx.Client, home: FakeHome) -> None:
         ("POST", "/instances", {"role": "cook"}, 400, "'cook'"),
         ("POST", "/instances/0/role", {"role": "cook"}, 400, "'cook'"),
         ("POST", "/instances/0/role", {}, 400, "role"),
+        ("POST", "/instances/3/move", {"to": 3}, 400, "no other instance"),
+        ("POST", "/instances/3/move", {"to": 9}, 400, "there are 0, 3"),
+        ("POST", "/instances/9/move", {"to": 0}, 404, "no instance 9"),
         ("POST", "/instances", {"count": 0}, 400, "count"),
         ("POST", "/instances", {"number": 1}, 400, "number"),
         ("PUT", "/instances", {}, 405, "use"),
