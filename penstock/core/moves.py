@@ -430,13 +430,13 @@ class Moves:
         pages, job = self._instance.pages, move.job
         if move.pulling:
             return
-        if move.goal > move.pulled and not (move.last and self._is_cheap(move.goal - move.pulled)):
+        if move.goal > move.pulled and not (move.last and self._is_cheap_here(move.goal - move.pulled)):
             if not pages.grow(job, pages.missing(job, move.goal)):
                 return self._give_up(move, "no room", now, out)
             move.pulling = True
             self._instance.tell_evicted(out)
             out.append(Pull(move.move, job.id, move.source, move.pulled, move.goal))
-        elif move.granted is not None and self._is_cheap(move.granted.spec.known - 1 - move.here):
+        elif move.granted is not None and self._is_cheap_here(move.granted.spec.known - 1 - move.here):
             self._adopt(move, move.granted, now, out)
 
     def on_pulled(self, event: Pulled, now: int, out: list[InstanceCommand]) -> None:
@@ -546,6 +546,13 @@ class Moves:
         if not limits.compute_position_ns:
             return positions <= self._instance.pages.page_tokens
         return positions * limits.compute_position_ns <= limits.copy_ns + positions * limits.copy_position_ns
+
+    def _is_cheap_here(self, positions: int) -> bool:
+        """The same for a job that arrives and stands still. Where others run, a copy waits for the step under way and
+        then the job for another one, while up to a page is computed along with that."""
+        return self._is_cheap(positions) or bool(
+            self._instance.running and positions <= self._instance.pages.page_tokens
+        )
 
     def _tell(self, to: int, event: PeerEvent, out: list[InstanceCommand]) -> None:
         out.append(Tell(to, event))
