@@ -23,7 +23,6 @@ import yaml
 from tqdm import tqdm
 
 from penstock.core.slo import Slo
-from penstock.drivers.deployment import PoolSpec
 from penstock.metrics import curve_plot, plot
 from penstock.plan import finalists, report
 from penstock.plan.bounds import Bounds, Filter
@@ -35,14 +34,15 @@ from penstock.policies.bundles import ROWS
 #: What a flag is where neither it nor a preset says otherwise.
 DEFAULTS: dict[str, Any] = {
     "target": 0.9, "policies": ["fcfs", "distserve"], "affinity": "high", "ratios": ["1:1", "2:1", "1:2"],
-    "replicas": [1], "knob": [], "cost": "", "arrival": "poisson", "cv": 1.0, "num_prompts": 400, "seeds": 3,
+    "replicas": [1], "knob": [], "cost": "", "arrival": "poisson", "cv": 1.0, "num_prompts": 300, "duration": 60.0,
+    "seeds": 3,
     "seed": 0, "precision": 0.05, "best": 3, "marginal": False,
 }  # fmt: skip
 _EXAMPLE = {
     "model": "opt-13b", "hardware": "a100:4", "slo": "ttft=200ms,tpot=100ms", "policies": ["distserve"],
     "ratios": ["1:1"], "cost": "distserve/opt-13b/tp{tp}/pp{pp}", "lengths": "distserve:sharegpt",
-    "arrival": "distserve", "num_prompts": 300, "seeds": 1, "seed": 1, "rate_max": 5.0, "precision": 0.0, "step": 0.25,
-    "best": 1,
+    "arrival": "distserve", "num_prompts": 300, "duration": 0.0, "seeds": 1, "seed": 1,
+    "rate_max": 5.0, "precision": 0.0, "step": 0.25, "best": 1,
 }  # fmt: skip
 #: Flags of published searches.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--output-lengths", help="of answers, where --lengths does not say")
     work.add_argument("--arrival", choices=["poisson", "gamma", "constant", "distserve"])
     work.add_argument("--cv", type=float, help="of the gaps of gamma and distserve arrivals; default: 1")
-    work.add_argument("--num-prompts", type=int, help="requests of a run; default: 400")
+    work.add_argument("--num-prompts", type=int, help="requests of a run, at the least; default: 300")
+    work.add_argument("--duration", type=float, metavar="S", help="... and as many as come in S s; default: 60")
     work.add_argument("--seeds", type=int, help="runs of a rate, at the most; default: 3")
     work.add_argument("--seed", type=int, help="of the first; default: 0")
     how = parser.add_argument_group("search")
@@ -113,7 +114,7 @@ def main(args: argparse.Namespace) -> int:
     goal = Goal(Slo.parse(args.slo), args.target, args.marginal)
     load = Load(
         lengths=args.lengths, output_lengths=args.output_lengths, arrival=args.arrival, cv=args.cv,
-        num_prompts=args.num_prompts,
+        num_prompts=args.num_prompts, duration_s=args.duration,
     )  # fmt: skip
     space, seeds = _space(args, goal), range(args.seed, args.seed + args.seeds)
     possible, impossible = _sifted(options(space), Filter(load, goal, seeds))
@@ -150,6 +151,8 @@ def _filled(args: argparse.Namespace) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if args.duration < 0:
+        raise ValueError(f"--duration {args.duration:g}: must be 0 or more")
     if not 0 <= args.precision < 1:
         raise ValueError(f"--precision {args.precision:g}: a share from 0 to 1")
     return args
@@ -157,7 +160,7 @@ def _filled(args: argparse.Namespace) -> argparse.Namespace:
 
 def _space(args: argparse.Namespace, goal: Goal) -> Space:
     knobs = dict(map(_knob, args.knob))
-    fixed = {key: values[0] for key, values in knobs.items() if len(values) == 1 and key in PoolSpec.__struct_fields__}
+    fixed = {key: values[0] for key, values in knobs.items() if len(values) == 1}
     return Space(
         model=args.model,
         cluster=Cluster.parse(args.hardware),

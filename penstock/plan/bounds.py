@@ -1,6 +1,6 @@
 """Between which rates the answer lies, by arithmetic: what spares the twin most of its runs. Simulates nothing.
 
-From above, for a run of N requests that come within N / rate s and may take some time more (`_by_work`):
+From above, for a run of so many requests, which come within a time and may take some more (`_by_work`):
 
     prompts     the cheapest of them, as many as must keep the SLO, in their most efficient batches
     decoding    the same for tokens, at the largest batch whose step keeps TPOT
@@ -78,12 +78,12 @@ class Filter:
 
     def __init__(self, load: Load, goal: Goal, seeds: Sequence[int]) -> None:
         self._load, self._goal = load, goal
-        drawn = [load.requests(1.0, seed) for seed in seeds]
+        drawn = [load.requests(FREE, seed) for seed in seeds]
         self._prompts = np.array([r.prompt_tokens for run in drawn for r in run], float)
         self._outputs = np.array([r.output_tokens for run in drawn for r in run], float)
         self._runs = len(drawn)
         #: From each request to the next, at 1 request/s.
-        self._gaps = [np.diff([r.arrival_s for r in run], append=run[-1].arrival_s) for run in drawn]
+        self._gaps = [FREE * np.diff([r.arrival_s for r in run], append=run[-1].arrival_s) for run in drawn]
         #: Step times that were asked for, by what the pool says of itself.
         self._curves: dict[tuple[object, ...], _Curves] = {}
 
@@ -102,9 +102,13 @@ class Filter:
                 (self._crowded(first, curves), "prefill queue" if option.split else "queue"),
             ]
         high, limit = min(caps)
-        likely = min(high, self._queue(first, curves, 0.0)) if high else 0.0
-        low = min(_SAFE * high, self._safe(first, last, curves)) if option.split and high else 0.0
-        return Bounds(low, high, limit, likely if option.split else _SAFE * high)
+        if not high:
+            return Bounds(0.0, 0.0, limit, 0.0)
+        prompts, decodes = self._queue(first, curves, 0.0), self._steady(last, 1.0)
+        if option.split:
+            return Bounds(min(_SAFE * high, self._safe(first, last, curves)), high, limit, min(high, prompts, decodes))
+        # Both take their part of the time.
+        return Bounds(0.0, high, limit, min(high, prompts * decodes / (prompts + decodes)))
 
     # -- from above --------------------------------------------------------------------------------------------
 
@@ -149,9 +153,16 @@ class Filter:
         """The rate at which the cheapest work, as much as must be done, fills the time from first arrival to `later_s`
         after the last."""
         must = len(work_s) - self._goal.allowed(len(work_s))
-        needed_s = _SHORT * float(np.sort(work_s)[:must].sum()) / self._runs / servers
-        requests = len(work_s) / self._runs
-        return requests / (needed_s - later_s) if needed_s > later_s else FREE
+        each_s = _SHORT * float(np.sort(work_s)[:must].sum()) / len(work_s) / servers
+        least, duration_s = self._load.num_prompts, self._load.duration_s
+        rate = least / (least * each_s - later_s) if least * each_s > later_s else FREE
+        if not duration_s or rate * duration_s <= least:
+            return rate
+        # At such a rate runs last for their time; but they have an end too.
+        most = self._load.most
+        longest = most / (most * each_s - later_s) if most * each_s > later_s else FREE
+        rate = (duration_s + later_s) / duration_s / each_s
+        return rate if rate * duration_s <= most else longest
 
     def _first_s(self) -> float:
         """How long after the last arrival first tokens may still come in time."""
@@ -167,8 +178,8 @@ class Filter:
         left_s = np.split(self._first_s() - _SHORT * curves.alone_s, self._runs)
 
         def kept(rate: float) -> float:
-            runs = zip(self._gaps, service_s, left_s, strict=True)
-            return float(np.mean([(_waits_s(gaps / rate, s) <= left).mean() for gaps, s, left in runs]))
+            n, runs = self._load.count(rate), zip(self._gaps, service_s, left_s, strict=True)
+            return float(np.mean([(_waits_s(gaps[:n] / rate, s[:n]) <= left[:n]).mean() for gaps, s, left in runs]))
 
         high = 1.0
         while high < FREE and kept(high) >= self._goal.target - _SLACK:
@@ -188,6 +199,11 @@ class Filter:
         # Little: so many decode at a time, each for its tokens x TPOT.
         decode = last.instances * jobs / (float(self._outputs.mean()) * bound / NS)
         return _SAFE * min(prefill, decode)
+
+    def _steady(self, last: _Side, times: float) -> float:
+        """The rate at which decoding just keeps up, for ever."""
+        tokens_per_s = max((rate for _, rate in self._batches(last, times)), default=0.0)
+        return last.instances * tokens_per_s / float(self._outputs.mean())
 
     def _queue(self, first: _Side, curves: "_Curves", better: float) -> float:
         """The rate up to which, by the formula, the share that keeps TTFT is at least the target plus `better`."""

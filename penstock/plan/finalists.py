@@ -55,7 +55,7 @@ def over_rate(
 
 def _judged(run: _Run, *, terms: Terms, folder: Path) -> Judged:
     option, rate, repeat = run
-    cell = Cell(rate, num_prompts=terms.load.num_prompts)
+    cell = Cell(rate, num_prompts=terms.load.count(rate * option.gpus))
     path = layout.path_of(folder / option.name, cell, repeat)
     if path.exists():
         return curves.judge(result.load(path).records, terms.goal.slo)

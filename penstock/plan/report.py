@@ -15,6 +15,7 @@ from penstock.plan.search import Answer, Terms
 from penstock.plan.space import Option
 
 _WIDTH = 100
+_NAME = 34
 #: Names of one reason that are printed; the others are in the CSV.
 _NAMES = 3
 CSV_COLUMNS = ("option", "gpus", "goodput_req_per_s_per_gpu", "not_carried_req_per_s_per_gpu", "attained", "limit")
@@ -23,7 +24,7 @@ CSV_COLUMNS = ("option", "gpus", "goodput_req_per_s_per_gpu", "not_carried_req_p
 def render(answers: Sequence[Answer], impossible: Sequence[Option], terms: Terms, rows: int = 10) -> str:
     """The best, what each knob is best at, and what cannot be."""
     carried = [answer for answer in answers if answer.rate]
-    head = f"{'req/s a GPU':>11}{'GPUs':>6}{'attained':>10}  {'option':<52}what limits it"
+    head = f"{'req/s a GPU':>11}{'GPUs':>6}{'attained':>10}  {'option':<{_NAME}}  what limits it"
     lines = [" Highest goodput per GPU ".center(_WIDTH, "="), head, *(_row(a, terms) for a in carried[:rows])]
     lines += [f"and {len(carried) - rows} more"] * (len(carried) > rows)
     left = [answer for answer in answers if not answer.rate]
@@ -40,7 +41,7 @@ def render(answers: Sequence[Answer], impossible: Sequence[Option], terms: Terms
 def _row(answer: Answer, terms: Terms) -> str:
     rate = f"{answer.rate:.4g}" if answer.rate else f"< {answer.above:.4g}"
     share = f"{100 * answer.tally.share(terms.goal):.1f} %" if answer.tally else ""
-    return f"{rate:>11}{answer.option.gpus:>6}{share:>10}  {answer.option.name:<52}{answer.limit}"
+    return f"{rate:>11}{answer.option.gpus:>6}{share:>10}  {answer.option.name:<{_NAME}}  {answer.limit}"
 
 
 def _knobs(answers: Sequence[Answer]) -> list[str]:
@@ -70,13 +71,13 @@ def reasons(impossible: Sequence[Option]) -> str:
 
 def _notes(terms: Terms) -> list[str]:
     goal, load, count = terms.goal, terms.load, len(terms.seeds)
-    judged = "TTFT and of TPOT, each by itself," if goal.marginal else "TTFT and TPOT of a request"
+    judged = "of its TTFT and of its TPOT, each by itself" if goal.marginal else "of requests in both"
+    long = f"{load.num_prompts} requests" + f" and {load.duration_s:g} s" * bool(load.duration_s)
     return [
-        f"Carried: {100 * goal.target:g} % of requests keep {goal.slo} ({judged} are judged); {count} x "
-        f"{load.num_prompts} requests, {load.lengths}, {load.arrival}.",
-        f"Between carried and not: {100 * terms.precision:g} % of the rate, or {terms.step:.3g} req/s a GPU. "
-        "attained: of what was simulated until the verdict was sure.",
-        "< : fails there; it was not searched further.",
+        f"Carried: {100 * goal.target:g} % keep {goal.slo}, {judged}; {count} x {long} at the least,",
+        f"{load.lengths}, {load.arrival} arrivals. attained: of those simulated until the verdict was sure.",
+        f"Carried and not are apart by {100 * terms.precision:g} % or {terms.step:.3g} req/s a GPU, if that is more.",
+        "< : not carried there; where that is so for certain or another is better, it is not searched further.",
     ]
 
 

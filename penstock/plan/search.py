@@ -79,7 +79,7 @@ class Trials:
     def _run(self, rate: float) -> tuple[bool, Tally]:
         terms, goal = self._terms, self._terms.goal
         total = Tally(requests=0)
-        whole = terms.load.num_prompts * len(terms.seeds)
+        whole = terms.load.count(rate * self._option.gpus) * len(terms.seeds)
         allowed = goal.allowed(whole)
         for repeat in range(len(terms.seeds)):
             total = total.plus(self._one(rate, repeat, partial(_enough, total, goal, whole)))
@@ -92,7 +92,7 @@ class Trials:
 
     def _one(self, rate: float, repeat: int, enough: Callable[[Tally], bool]) -> Tally:
         terms, folder = self._terms, self._folder
-        cell = Cell(rate, num_prompts=terms.load.num_prompts)
+        cell = Cell(rate, num_prompts=terms.load.count(rate * self._option.gpus))
         path = layout.path_of(folder / self._option.name, cell, repeat) if folder is not None else None
         if path is not None and path.exists():
             return msgspec.json.decode(path.read_bytes(), type=Tally)

@@ -80,7 +80,7 @@ class Space(msgspec.Struct, frozen=True, kw_only=True):
     replicas: Sequence[int] = (1,)
     #: Key of a pool, or of one side as in `decode.max_num_seqs` -> values to try.
     knobs: Mapping[str, Sequence[Any]] = {}
-    #: What holds for every pool.
+    #: The same with one value each, which says nothing in names.
     pool: Mapping[str, Any] = {}
     #: A name for step times, with {tp} and {pp} in it; empty: composed from hardware and model.
     cost: str = ""
@@ -183,10 +183,9 @@ def _split(space: Space) -> Iterator[_Unit]:
 
 
 def _pool(space: Space, role: str, instances: int, tp: int, pp: int) -> PoolSpec:
-    return PoolSpec(
-        role=role, instances=instances, hardware=space.cluster.hardware, tp=tp, pp=pp,
-        cost=space.cost.format(tp=tp, pp=pp), **space.pool,
-    )  # fmt: skip
+    cost = space.cost.format(tp=tp, pp=pp)
+    pool = PoolSpec(role=role, instances=instances, hardware=space.cluster.hardware, tp=tp, pp=pp, cost=cost)
+    return _turned(pool, space.pool)
 
 
 def _settings(knobs: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -209,7 +208,7 @@ def _option(space: Space, policy: str, pools: Sequence[PoolSpec], port: float | 
     )
 
 
-def _turned(pool: PoolSpec, values: dict[str, Any]) -> PoolSpec:
+def _turned(pool: PoolSpec, values: Mapping[str, Any]) -> PoolSpec:
     """With the knobs that are of its side, or of all."""
     own = {key.rpartition(".")[2]: value for key, value in values.items() if key.rpartition(".")[0] in ("", pool.role)}
     return msgspec.structs.replace(pool, **own)
@@ -233,9 +232,9 @@ def _check(space: Space) -> None:
         raise ValueError(f"affinity {space.affinity!r}: choose {' or '.join(AFFINITIES)}")
     for policy in space.policies:
         row(policy)
-    for key, values in space.knobs.items():
+    for key in (*space.knobs, *space.pool):
         side, _, name = key.rpartition(".")
-        if side not in ("", *SIDES) or name not in PoolSpec.__struct_fields__ or not values:
+        if side not in ("", *SIDES) or name not in PoolSpec.__struct_fields__:
             raise ValueError(
                 f"knob {key!r}: write KEY=VALUE,VALUE with a key of a pool, or prefill.KEY and decode.KEY; keys are "
                 f"{', '.join(PoolSpec.__struct_fields__)}"

@@ -4,7 +4,8 @@ A trial ends as soon as nothing that may still come can change the verdict. Know
 """
 
 from collections.abc import Callable, Sequence
-from math import floor
+from functools import lru_cache
+from math import ceil, floor
 
 import msgspec
 
@@ -19,8 +20,11 @@ from penstock.plan.space import Option
 from penstock.workload.compose import Plan, synthesize
 from penstock.workload.request import Request
 
-#: From here on a pool's KV, or the network, is what limits.
+#: From here on a pool's KV is what limits; and the network, where moves begin to wait for one another.
 _FULL = 0.9
+_BUSY = 0.5
+#: Requests of the longest run.
+_MOST = 8192
 #: Steps between two looks at what is over.
 _LOOK = 32
 
@@ -78,24 +82,42 @@ _COUNTS = ("requests", "judged", "late", "ttft", "tpot")
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """The workload, but for its rate. Seeds are common random numbers: at any rate, for any deployment, they draw the
-    same lengths, and the same gaps stretched by the rate."""
+    """The workload, but for its rate. Seeds are common random numbers: at any rate, for any deployment, a run has the
+    first requests of one long draw, its gaps stretched by the rate."""
 
     #: As in `penstock trace synth` (`workload.lengths`).
     lengths: str
     output_lengths: str | None = None
     arrival: str = "poisson"
     cv: float = 1.0
-    num_prompts: int = 400
+    #: Requests of a run, at the least, and as many as come in so long: a short run is over before queues and KV fill.
+    num_prompts: int = 300
+    duration_s: float = 60.0
+
+    @property
+    def most(self) -> int:
+        """The longest run."""
+        return max(self.num_prompts, _MOST) if self.duration_s else self.num_prompts
+
+    def count(self, rate: float) -> int:
+        """Requests of a run at `rate` requests/s."""
+        return min(self.most, max(self.num_prompts, ceil(rate * self.duration_s)))
 
     def requests(self, rate: float, seed: int) -> list[Request]:
         """At `rate` requests/s."""
-        return synthesize(
-            Plan(
-                lengths=self.lengths, output_lengths=self.output_lengths, arrival=self.arrival, cv=self.cv,
-                count=self.num_prompts, rate=rate, seed=seed,
-            )
-        )  # fmt: skip
+        drawn = _drawn(self, seed)[: self.count(rate)]
+        return [msgspec.structs.replace(request, arrival_s=request.arrival_s / rate) for request in drawn]
+
+
+@lru_cache(16)
+def _drawn(load: Load, seed: int) -> list[Request]:
+    """At 1 request/s."""
+    return synthesize(
+        Plan(
+            lengths=load.lengths, output_lengths=load.output_lengths, arrival=load.arrival, cv=load.cv,
+            count=load.most, rate=1.0, seed=seed,
+        )
+    )  # fmt: skip
 
 
 class _Sure(Exception):
@@ -191,7 +213,7 @@ def _limit(watch: _Watch, laid: Laid, goal: Goal, records: Sequence[Record]) -> 
     split = len(uses) > 1
     if last.kv_max > _FULL and (last.preemptions or last.waiting_max or (split and first.kv_max > _FULL)):
         return "decode KV" if split else "KV"
-    if split and _network_use(watch, laid, end) > _FULL:
+    if split and _network_use(watch, laid, records) > _BUSY:
         return "transfer"
     if tally.tpot > tally.ttft:
         return "TPOT: decode steps" if split else "TPOT: steps with prompts in them"
@@ -208,7 +230,8 @@ def _slow_start(goal: Goal, laid: Laid, first: Use, records: Sequence[Record]) -
     return "prefill queue" if len(laid.pools) > 1 else "queue"
 
 
-def _network_use(watch: _Watch, laid: Laid, end: int) -> float:
-    """Of the ports of the narrower side."""
-    bandwidth = laid.sim.move_bytes_per_s * min(pool.instances for pool in laid.pools)
-    return watch.meter.all_moves().kv_bytes / (bandwidth * end / SECOND) if bandwidth else 0.0
+def _network_use(watch: _Watch, laid: Laid, records: Sequence[Record]) -> float:
+    """Of the ports of the narrower side, while requests come."""
+    coming_s = min(watch.now, records[-1].sent_ns) / SECOND
+    bytes_max = laid.sim.move_bytes_per_s * min(pool.instances for pool in laid.pools) * coming_s
+    return watch.meter.all_moves().kv_bytes / bytes_max if bytes_max else 0.0

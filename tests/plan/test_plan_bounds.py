@@ -29,7 +29,7 @@ def test_answers_are_those_without_bounds(slo: str, policies: list[str], pool: d
         model="opt-13b", cluster=Cluster.parse("a100:3"), slo=promised, policies=policies, pps=[1], ratios=[(1, 1)],
         cost="distserve/opt-13b/tp{tp}/pp{pp}", pool=pool,
     )  # fmt: skip
-    load, goal = Load(lengths="distserve:sharegpt", num_prompts=50), Goal(promised)
+    load, goal = Load(lengths="distserve:sharegpt", num_prompts=50, duration_s=0.0), Goal(promised)
     terms = Terms(goal=goal, load=load, seeds=[seed], rate_max=8.0, precision=0.0, step=0.5)
     sieve = Filter(load, goal, [seed])
     for option in options(space):

@@ -8,8 +8,9 @@ from penstock.drivers.deployment import Deployment
 
 SMALL = [
     "plan", "--model", "opt-13b", "--hardware", "a100:2", "--slo", "ttft=500ms,tpot=60ms", "--lengths",
-    "uniform:100-500", "--output-lengths", "fixed:20", "--num-prompts", "60", "--seeds", "2", "--jobs", "1",
-    "--disable-tqdm", "--pp", "1", "--cost", "distserve/opt-13b/tp{tp}/pp{pp}", "--best", "1", "--precision", "0.2",
+    "uniform:100-500", "--output-lengths", "fixed:20", "--num-prompts", "60", "--duration", "0", "--seeds", "2",
+    "--jobs", "1", "--disable-tqdm", "--pp", "1", "--cost", "distserve/opt-13b/tp{tp}/pp{pp}", "--best", "1",
+    "--precision", "0.2",
 ]  # fmt: skip
 
 

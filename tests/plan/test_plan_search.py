@@ -13,7 +13,7 @@ from penstock.plan.trial import Goal, Load, Tally, trial
 
 SLO = Slo.parse("ttft=300ms,tpot=60ms")
 GOAL = Goal(SLO)
-LOAD = Load(lengths="uniform:100-900", output_lengths="uniform:5-60", num_prompts=50)
+LOAD = Load(lengths="uniform:100-900", output_lengths="uniform:5-60", num_prompts=50, duration_s=0.0)
 SPACE = Space(
     model="opt-13b", cluster=Cluster.parse("a100:3"), slo=SLO, pps=[1], cost="distserve/opt-13b/tp{tp}/pp{pp}",
     ratios=[(1, 1), (2, 1)],
