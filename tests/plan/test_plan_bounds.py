@@ -15,21 +15,24 @@ OPEN = Bounds(0.0, FREE, "", 0.0)
 
 
 @pytest.mark.parametrize(
-    ("slo", "policies", "pool", "seed"),
+    ("slo", "policies", "pool", "seed", "duration_s"),
     [
-        ("ttft=250ms,tpot=100ms", ["distserve", "prefill-first"], {}, 0),
-        ("ttft=2s,tpot=45ms", ["distserve", "fcfs"], {}, 1),
-        ("ttft=2s,tpot=100ms", ["distserve", "fcfs"], {"kv_tokens": 8000}, 2),
-        ("ttft=150ms,tpot=30ms", ["distserve"], {}, 3),
+        ("ttft=250ms,tpot=100ms", ["distserve", "prefill-first"], {}, 0, 0.0),
+        ("ttft=2s,tpot=45ms", ["distserve", "fcfs"], {}, 1, 0.0),
+        ("ttft=2s,tpot=100ms", ["distserve", "fcfs"], {"kv_tokens": 8000}, 2, 0.0),
+        ("ttft=150ms,tpot=30ms", ["distserve"], {}, 3, 0.0),
+        ("ttft=1s,tpot=60ms", ["distserve"], {}, 4, 6.0),
     ],
 )
-def test_answers_are_those_without_bounds(slo: str, policies: list[str], pool: dict[str, int], seed: int) -> None:
+def test_answers_are_those_without_bounds(
+    slo: str, policies: list[str], pool: dict[str, int], seed: int, duration_s: float
+) -> None:
     promised = Slo.parse(slo)
     space = Space(
         model="opt-13b", cluster=Cluster.parse("a100:3"), slo=promised, policies=policies, pps=[1], ratios=[(1, 1)],
         cost="distserve/opt-13b/tp{tp}/pp{pp}", pool=pool,
     )  # fmt: skip
-    load, goal = Load(lengths="distserve:sharegpt", num_prompts=50, duration_s=0.0), Goal(promised)
+    load, goal = Load(lengths="distserve:sharegpt", num_prompts=50, duration_s=duration_s), Goal(promised)
     terms = Terms(goal=goal, load=load, seeds=[seed], rate_max=8.0, precision=0.0, step=0.5)
     sieve = Filter(load, goal, [seed])
     for option in options(space):

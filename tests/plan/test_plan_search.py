@@ -64,6 +64,13 @@ def test_rates_and_deployments_share_their_random_numbers() -> None:
         assert one.arrival_s == pytest.approx(4 * other.arrival_s, abs=1e-5)
 
 
+def test_longer_runs_begin_like_short_ones() -> None:
+    load = Load(lengths="distserve:sharegpt", num_prompts=10, duration_s=5.0)
+    short, long = load.requests(1.0, 0), load.requests(8.0, 0)
+    assert (len(short), len(long)) == (10, 40)
+    assert [r.output_tokens for r in short] == [r.output_tokens for r in long[:10]]
+
+
 def test_the_best_is_that_of_a_search_to_the_end(searched: tuple[Path, list[Answer]]) -> None:
     _, found = searched
     every = [search.find(option, bounds, 0.0, terms=TERMS) for option, bounds in possible()]
