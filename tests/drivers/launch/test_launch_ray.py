@@ -37,7 +37,8 @@ def cluster() -> Iterator[Cluster]:
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        head = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False, "temp_dir": folder}
+        patch.setenv("RAY_TMPDIR", folder)
+        head = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": STORE_BYTES})
         yield cluster
         cluster.shutdown()
