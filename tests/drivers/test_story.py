@@ -12,6 +12,7 @@ import pytest
 from penstock.core.batch import Limits
 from penstock.core.job import JobSpec, Unit
 from penstock.core.move import MoveEnded
+from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, Bounds
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
@@ -31,7 +32,10 @@ async def running(
 ) -> AsyncIterator[Home]:
     engine = NullOptions(pages=pages, cost=NULL.cost)
     limits = Limits(max_num_batched_tokens=64)
-    worker = WorkerConfig(engine=engine, policy=policy, limits=limits, record=str(record) if record else "")
+    # As if nobody knew what computing again takes: then whole pages are copied.
+    worker = WorkerConfig(
+        engine=engine, policy=policy, limits=limits, record=str(record) if record else "", moves=MoveLimits()
+    )
     home = Home(worker, FleetConfig(roles=roles))
     await home.start()
     try:

@@ -26,5 +26,5 @@ async def test_a_kill_and_a_hang_leave_nothing_behind(tmp_path: Path) -> None:
         rounds = await chaos.torment(server, 1, 16)
         assert chaos.verdict(rounds) == []
     assert [done.how for done in rounds] == ["SIGKILL", "SIGSTOP"]
-    # A stream that had a token ends in an error event, one that had none in a 5xx; how many of each is up to luck.
-    assert [done.ends["error event"] + done.ends["5xx"] for done in rounds] == [16, 16]
+    # What the dead engine had goes on where the clients have got to, on the next one.
+    assert [done.ends["answered"] for done in rounds] == [16, 16]
