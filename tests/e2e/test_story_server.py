@@ -47,10 +47,11 @@ def test_a_request_that_moves(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (live["ttft"]["late"], live["tpot"]["late"], live["output_tokens"]) == (True, True, 150)
     assert any("move from" in what for gap in live["tpot"]["gaps"] for what in gap["happened"])
     assert re.search(r"^penstock_move_downtime_seconds_count\{.*\} [1-9]", text, re.M)
-    assert re.search(r'^penstock_move_phase_seconds_count\{.*phase="copy"\} [1-9]', text, re.M)
+    assert re.search(r'^penstock_move_phase_seconds_count\{.*phase="switch"\} [1-9]', text, re.M)
     copied = re.findall(r"^penstock_instance_move_copied_bytes_total\{.*\} (.*)$", text, re.M)
-    # The null engine has no KV.
-    assert (sum(map(float, copied)) > 0) == (engine == "demo")
+    # The null engine has no KV; and a move copies where that is reckoned to be cheaper.
+    if engine == "null" or any(move.get("copied") for move in moves):
+        assert (sum(map(float, copied)) > 0) == (engine == "demo")
     out = tmp_path / "told.json"
     assert main(["replay", str(log), "--request", str(live["job"]), "--json", str(out)]) == 0
     assert "standing still" in capsys.readouterr().out
