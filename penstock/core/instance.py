@@ -561,11 +561,6 @@ class Instance:
         arriving = self.moves.granted(job)
         return arriving.granted.epoch if arriving is not None and arriving.granted is not None else None
 
-    def last_epoch_of(self, job: int) -> int | None:
-        """As `epoch_of`, also of a job that has gone and left its pages to be read."""
-        ghost = self.moves.ghost(job)
-        return self.epoch_of(job) if ghost is None else max(ghost.job.epoch, self.epoch_of(job) or 0)
-
     def _report(self, out: list[InstanceCommand]) -> None:
         """Jobs that came, started or went are reported at once, pages by and by."""
         free = self.pages.available

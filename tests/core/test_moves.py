@@ -326,7 +326,8 @@ class World:
     def on_submit(self, to: int, event: Submitted) -> None:
         """As a worker does: an earlier epoch goes first, then the engine hears of the job, then the core."""
         core, engine, job = self.cores[to], self.engines[to], event.spec.id
-        here = core.last_epoch_of(job)
+        ghost = core.moves.ghost(job)
+        here = core.epoch_of(job) if ghost is None else max(ghost.job.epoch, core.epoch_of(job) or 0)
         if here is not None and here >= event.epoch:
             return
         if here is not None:
