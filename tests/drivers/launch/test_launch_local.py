@@ -44,6 +44,7 @@ async def test_a_killed_worker_is_seen_to_end(launcher: LocalLauncher, meeting: 
 
 async def test_a_worker_sees_the_devices_that_it_is_given(launcher: LocalLauncher, meeting: Meeting) -> None:
     worker = await launcher.launch(meeting.config(0), devices=["2", "3"])
+    await meeting.hellos(1)  # only once it runs can its environment be read
     assert psutil.Process(worker.pid).environ()["CUDA_VISIBLE_DEVICES"] == "2,3"
 
 
