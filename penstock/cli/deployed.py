@@ -21,6 +21,7 @@ _FLAGS = {
     "max_num_batched_tokens": "max_num_batched_tokens",
     "max_num_queued_reqs": "max_num_queued_reqs",
     "pipeline_depth": "pipeline_depth",
+    "compose": "compose",
 }
 
 

@@ -100,6 +100,7 @@ def _transport(args: argparse.Namespace) -> str:
 def _scheduler_arguments(group: Any) -> None:
     rows = "; ".join(f"{name}: {r.about}" for name, r in ROWS.items())
     group.add_argument("--policy", choices=sorted(ROWS), default="fcfs", help=rows)
+    group.add_argument("--compose", choices=sorted(ROWS), default="", help="the row that composes steps, if not --policy")
     group.add_argument("--max-num-seqs", type=int, help="requests that run at the same time")
     group.add_argument("--max-num-batched-tokens", type=int, help="tokens in one step")
     group.add_argument("--max-num-queued-reqs", type=int, default=1024, help="requests that wait; more get 429")
@@ -149,7 +150,7 @@ def _with_defaults(values: dict[str, Any]) -> argparse.Namespace:
 
 def worker_config(args: argparse.Namespace) -> WorkerConfig:
     """What the worker process is told."""
-    limits = row(args.policy).limits
+    limits = row(args.compose or args.policy).limits
     changes = {"max_num_seqs": args.max_num_seqs, "max_num_batched_tokens": args.max_num_batched_tokens}
     limits = msgspec.structs.replace(
         limits, max_num_queued=args.max_num_queued_reqs, **{k: v for k, v in changes.items() if v is not None}
@@ -158,6 +159,7 @@ def worker_config(args: argparse.Namespace) -> WorkerConfig:
     return WorkerConfig(
         engine=engine_options(args, limits.max_num_batched_tokens),
         policy=args.policy,
+        compose=args.compose,
         limits=limits,
         depth=args.pipeline_depth,
         record=args.record,

@@ -53,6 +53,8 @@ class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides how an instance behaves. It opens every log, so that a replay starts from the same."""
 
     policy: str = "fcfs"
+    #: The row that composes its steps; empty: the policy's own.
+    compose: str = ""
     pages: int
     page_tokens: int = 16
     block_tokens: int = 64

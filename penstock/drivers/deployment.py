@@ -64,6 +64,8 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     utilization: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     page_tokens: Count = 16
     block_tokens: Count = 64
+    #: The policy row that composes steps; empty: the deployment's.
+    compose: str = ""
     #: As in `penstock serve`; None: the policy row's.
     max_num_seqs: Count | None = None
     max_num_batched_tokens: Count | None = None
@@ -328,7 +330,7 @@ def _cost(deployment: Deployment, number: int) -> Model:
 
 
 def _member(deployment: Deployment, pool: PoolSpec, cost: Model) -> MemberConfig:
-    limits = row(deployment.policy).limits
+    limits = row(pool.compose or deployment.policy).limits
     changes = {
         "max_num_seqs": pool.max_num_seqs,
         "max_num_batched_tokens": pool.max_num_batched_tokens,
@@ -339,6 +341,7 @@ def _member(deployment: Deployment, pool: PoolSpec, cost: Model) -> MemberConfig
     kv_bytes_per_token = shape.kv_bytes_per_token if shape is not None else 0
     instance = InstanceConfig(
         policy=deployment.policy,
+        compose=pool.compose,
         pages=_kv_tokens(deployment, pool, limits) // pool.page_tokens,
         page_tokens=pool.page_tokens,
         block_tokens=pool.block_tokens,
@@ -431,6 +434,8 @@ def _check_pool(where: str, pool: PoolSpec) -> None:
         raise ValueError(f"{where}.role: {pool.role!r} must be prefill or decode; leave it out for both")
     if pool.hardware:
         hardware.named(pool.hardware)
+    if pool.compose:
+        row(pool.compose)
     if pool.block_tokens % pool.page_tokens:
         raise ValueError(
             f"{where}.block_tokens: {pool.block_tokens} must be a multiple of page_tokens, which is {pool.page_tokens}"

@@ -99,6 +99,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: See `core.instance.InstanceConfig`.
     role: str = ""
     policy: str = "fcfs"
+    compose: str = ""
     limits: Limits = Limits()
     depth: int = 1
     #: Names of prefix blocks are hashed under this secret.
@@ -270,6 +271,7 @@ class Worker:
         info = engine.info
         core = InstanceConfig(
             policy=config.policy,
+            compose=config.compose,
             pages=info.pages,
             page_tokens=info.page_tokens,
             block_tokens=info.block_tokens,

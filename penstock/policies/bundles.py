@@ -84,9 +84,9 @@ def row(name: str) -> Row:
 def make_instance(config: InstanceConfig, cost: StepCost | None = None) -> Instance:
     """The instance that a configuration describes: live, simulated and replayed ones are all made here. `cost` is what
     the policy reckons with, if it reckons at all; it need not be what steps really cost."""
-    chosen = row(config.policy)
-    predictor = Predictor(cost, config.correct) if chosen.predicts and cost is not None else None
-    return Instance(config, chosen.compose, chosen.order, predictor, chosen.pick)
+    chosen, steps = row(config.policy), row(config.compose or config.policy)
+    predictor = Predictor(cost, config.correct) if steps.predicts and cost is not None else None
+    return Instance(config, steps.compose, chosen.order, predictor, chosen.pick)
 
 
 def make_cluster(config: ClusterConfig) -> Cluster:

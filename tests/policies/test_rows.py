@@ -94,6 +94,14 @@ def test_fcfs_lets_a_prompt_in_once_there_are_pages_for_all_of_it() -> None:
     assert not bench.preempted
 
 
+def test_steps_may_be_those_of_another_row() -> None:
+    limits = Limits(max_num_seqs=10, max_num_batched_tokens=20)
+    config = InstanceConfig(policy="llumnix", compose="prefill-first", pages=100, limits=limits)
+    instance = make_instance(config)
+    assert instance.compose is row("prefill-first").compose
+    assert instance.waiting.order is row("llumnix").order, "who comes first is still the policy's matter"
+
+
 def test_prefill_first_stalls_decodes_for_whole_prompts() -> None:
     bench = Bench("prefill-first", budget=20)
     bench.submit(0, prompt=10, new=5)
