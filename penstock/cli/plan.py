@@ -7,7 +7,8 @@
 
 Every way to lay the model on the GPUs that --hardware NAME:GPUSxNODES names is tried at rates that bisection chooses;
 what carries most a GPU, within --slo for --target of the requests, wins. `penstock simulate --config plan.yaml` runs
-it. docs/plan.md tells what is searched, and how sure the answer is.
+it in simulated time, `penstock serve --plan plan.yaml` serves it. docs/plan.md tells what is searched, and how sure the
+answer is.
 """
 
 import argparse
@@ -22,9 +23,11 @@ import msgspec
 import yaml
 from tqdm import tqdm
 
+from penstock.cli import deployed
 from penstock.core.slo import Slo
+from penstock.drivers.deployment import DelaySpec
 from penstock.metrics import curve_plot, plot
-from penstock.plan import finalists, report
+from penstock.plan import finalists, planned, report
 from penstock.plan.bounds import Bounds, Filter
 from penstock.plan.search import Answer, Terms, grid_max, search
 from penstock.plan.space import AFFINITIES, Cluster, Option, Space, options, repeated
@@ -60,6 +63,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         ],
     },
 }  # fmt: skip
+#: Flags that say how to search and where results go, not what for.
+_PASSING = ("jobs", "results", "fresh", "output", "csv", "finalists", "plot", "disable_tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,8 +84,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     space.add_argument("--ratios", nargs="+", metavar="P:D", help="instances of each side; default: 1:1 2:1 1:2")
     space.add_argument("--replicas", type=int, nargs="+", help="instances of a unit that does both; default: 1")
     space.add_argument("--knob", action="append", metavar="KEY=V,V", help="a pool's key, or prefill.KEY, decode.KEY")
+    space.add_argument("--servable", action="store_true", help="only what `penstock serve --plan` can run")
     space.add_argument("--cost", metavar="NAME", help="step times, as in distserve/opt-13b/tp{tp}/pp{pp}")
     space.add_argument("--move-gb-per-s", type=float, help="an instance's port; 0: free; default: by its links")
+    space.add_argument("--delays", metavar="KEY=V,KEY=V", help="what messages take: front_ms=2,dispatch_ms=0.3 ...")
     work = parser.add_argument_group("workload")
     work.add_argument("--lengths", help="as in `penstock trace synth`: azure-conv-2023, trace:FILE, fixed:512 ...")
     work.add_argument("--output-lengths", help="of answers, where --lengths does not say")
@@ -108,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """0 if some option carries some rate, and --rate if that is asked for."""
+    said = planned.words(args, _PASSING)
     args = _filled(args)
     if args.plot:
         plot.check()
@@ -117,7 +125,7 @@ def main(args: argparse.Namespace) -> int:
         num_prompts=args.num_prompts, duration_s=args.duration,
     )  # fmt: skip
     space, seeds = _space(args, goal), range(args.seed, args.seed + args.seeds)
-    possible, impossible = _sifted(options(space), Filter(load, goal, seeds))
+    possible, impossible = _sifted(_options(space, args.servable), Filter(load, goal, seeds))
     rate_max = args.rate_max or grid_max(possible)
     terms = Terms(
         goal=goal, load=load, seeds=list(seeds), rate_max=rate_max, precision=args.precision,
@@ -133,7 +141,7 @@ def main(args: argparse.Namespace) -> int:
         carried = [answer for answer in answers if answer.rate]
         if carried and (args.finalists or args.plot):
             _finalists(carried[: terms.best], terms, folder / "finalists", args)
-        return _conclude(carried, space, terms, folder / "search", args)
+        return _conclude(carried, space, terms, folder / "search", args, said)
 
 
 def _filled(args: argparse.Namespace) -> argparse.Namespace:
@@ -175,7 +183,30 @@ def _space(args: argparse.Namespace, goal: Goal) -> Space:
         pool=fixed,
         cost=args.cost,
         move_gb_per_s=args.move_gb_per_s,
+        delays=_delays(args.delays or ""),
     )
+
+
+def _delays(text: str) -> DelaySpec:
+    given = dict(item.strip().partition("=")[::2] for item in text.split(",") if item.strip())
+    try:
+        return msgspec.convert(given, DelaySpec, strict=False)
+    except msgspec.ValidationError as error:
+        known = ", ".join(DelaySpec.__struct_fields__)
+        raise ValueError(f"--delays {text}: {error}; write KEY=VALUE,KEY=VALUE with {known}") from None
+
+
+def _options(space: Space, servable: bool) -> list[Option]:
+    """All; what a server cannot run is given a reason where it must."""
+    return [_served(option) if servable else option for option in options(space)]
+
+
+def _served(option: Option) -> Option:
+    try:
+        deployed.flags(option.deployment)
+    except ValueError as error:
+        return msgspec.structs.replace(option, reason=option.reason or str(error))
+    return option
 
 
 def _knob(text: str) -> tuple[str, list[Any]]:
@@ -240,23 +271,29 @@ def _finalists(best: list[Answer], terms: Terms, folder: Path, args: argparse.Na
         print(f"That is drawn in {args.plot}")
 
 
-def _conclude(carried: list[Answer], space: Space, terms: Terms, folder: Path, args: argparse.Namespace) -> int:
-    """Name the winner, and write it."""
+def _conclude(
+    carried: list[Answer], space: Space, terms: Terms, folder: Path, args: argparse.Namespace, said: str
+) -> int:
+    """Name the winner, and write it; `said`: the command."""
     if not carried:
         print("Nothing carries any rate that was tried.")
         return 1
-    option, units = carried[0].option, 1
-    said = f"{carried[0].rate * option.gpus:.4g} req/s on {option.gpus} GPUs"
+    option, units, rate = carried[0].option, 1, carried[0].rate * carried[0].option.gpus
+    what = f"{rate:.4g} req/s on {option.gpus} GPUs"
     if args.rate:
         found = finalists.cheapest(carried, args.rate, space.cluster.gpus, terms, folder)
         if found is None:
             print(f"{args.rate:g} req/s need more than the {space.cluster.gpus} GPUs there are.")
             return 1
         option, units = found
-        said = f"{args.rate:g} req/s on {units * option.gpus} GPUs, the fewest"
+        rate, what = args.rate, f"{args.rate:g} req/s on {units * option.gpus} GPUs, the fewest"
     times = f"{units} x " if units > 1 else ""
-    print(f"Best: {times}{option.name}: {said}, {100 * terms.goal.target:g} % within {terms.goal.slo}.")
+    print(f"Best: {times}{option.name}: {what}, {100 * terms.goal.target:g} % within {terms.goal.slo}.")
     if args.output:
-        report.write_plan(repeated(option, units), [f"{times}{option.name}", f"carries {said}"], args.output)
-        print(f"penstock simulate --config {args.output} runs it.")
+        longest = msgspec.structs.replace(terms.load, num_prompts=terms.load.most)
+        workload = planned.numbers(longest.requests(rate, terms.seeds[0]))
+        share = finalists.attained(option, units, rate, terms)
+        plan = planned.keep(repeated(option, units), said, rate, terms.goal.target, share, workload)
+        report.write_plan(plan, [f"{times}{option.name}", f"carries {what}"], args.output)
+        print(f"penstock simulate --config {args.output} runs it, penstock serve --plan {args.output} serves it.")
     return 0

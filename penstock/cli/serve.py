@@ -3,6 +3,7 @@
 penstock serve                                  the demo model, on http://127.0.0.1:8000
 penstock serve ./folder --slo ttft=500ms,tpot=3x
 penstock serve --config serve.yaml              keys are the flags' names; flags win
+penstock serve ./folder --plan plan.yaml        what `penstock plan --output` wrote; flags win
 """
 
 import argparse
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default="", help="local folder or hub id; nothing: the demo model")
     parser.add_argument("--config", help="YAML file with the same keys as these flags")
     parser.add_argument(
-        "--deployment", help="YAML file of instances, roles and policy, as `penstock simulate` takes it"
+        "--deployment", "--plan", help="YAML file of instances, roles and policy: `penstock plan --output` writes it"
     )
     _front_arguments(parser.add_argument_group("front"))
     _instance_arguments(parser.add_argument_group("instances"))
@@ -100,7 +101,9 @@ def _transport(args: argparse.Namespace) -> str:
 def _scheduler_arguments(group: Any) -> None:
     rows = "; ".join(f"{name}: {r.about}" for name, r in ROWS.items())
     group.add_argument("--policy", choices=sorted(ROWS), default="fcfs", help=rows)
-    group.add_argument("--compose", choices=sorted(ROWS), default="", help="the row that composes steps, if not --policy")
+    group.add_argument(
+        "--compose", choices=sorted(ROWS), default="", help="the row that composes steps, if not --policy"
+    )
     group.add_argument("--max-num-seqs", type=int, help="requests that run at the same time")
     group.add_argument("--max-num-batched-tokens", type=int, help="tokens in one step")
     group.add_argument("--max-num-queued-reqs", type=int, default=1024, help="requests that wait; more get 429")
@@ -114,15 +117,25 @@ def main(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
     if args.config:
         args = _with_config(args)
-    deployment = Deployment.read(args.deployment) if args.deployment else None
+    path = args.deployment
+    deployment = Deployment.read(path) if path else None
     if deployment is not None:
         args = _with_defaults(deployed.flags(deployment))
+        args.model = deployed.model(deployment, args)
+        _say_deployment(path, deployment)
     worker, fleet, front = worker_config(args), fleet_config(args, deployment), front_config(args)
     _print_configuration(worker, fleet, front, args)
     serving = (
         _serve(args, worker, fleet, front) if args.api_server_count == 1 else _serve_many(args, worker, fleet, front)
     )
     return uvloop.run(serving)
+
+
+def _say_deployment(path: str, deployment: Deployment) -> None:
+    if keys := deployed.unserved(deployment):
+        _say(f"{path}: of the machine that was simulated, and not used here: {', '.join(keys)}")
+    if planned := deployment.planned:
+        _say(f"planned for {planned.rate:g} req/s, {100 * planned.target:g} % within {deployment.slo}")
 
 
 def _with_config(args: argparse.Namespace) -> argparse.Namespace:

@@ -10,7 +10,8 @@
     delays: {front_ms: 2, dispatch_ms: 0.3, token_ms: 0.5}
 
 and, where jobs move, `role:` of a pool, `move_gb_per_s`, `moves:` and `balance:`. Every key has a default but `pools`;
-see the structs. Knows no HTTP and starts nothing: it says what is to be simulated.
+see the structs. `planned:` is what `penstock plan` had in mind; no simulation reads it. Knows no HTTP and starts
+nothing: it says what is to be simulated.
 """
 
 import math
@@ -139,6 +140,29 @@ class BalanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     urgent_tokens: Count | None = None
 
 
+class WorkloadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Requests in a few numbers: coefficient of variation of the gaps between them, mean and standard deviation of
+    prompts and of answers, in tokens."""
+
+    gap_cv: Amount
+    input_mean: Positive
+    input_std: Amount
+    output_mean: Positive
+    output_std: Amount
+
+
+class PlannedSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a deployment was planned for, for who serves and watches it."""
+
+    #: What was typed, without where its results went.
+    command: str
+    #: Requests/s in all that it carries: this share keeps the SLO; and the share that kept it in the twin.
+    rate: Positive
+    target: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.9
+    attained: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    workload: WorkloadSpec
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """See the module's docstring."""
 
@@ -156,6 +180,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     #: Instances are ready when the run begins.
     warm: bool = True
     failures: list[FailureSpec] = []
+    planned: PlannedSpec | None = None
 
     @staticmethod
     def read(path: str | Path) -> "Deployment":
@@ -203,12 +228,14 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 #: Key -> what stands below it.
 _SPECS: dict[str, type[msgspec.Struct]] = {
-    "pools": PoolSpec, "delays": DelaySpec, "failures": FailureSpec, "moves": MoveSpec, "balance": BalanceSpec
+    "pools": PoolSpec, "delays": DelaySpec, "failures": FailureSpec, "moves": MoveSpec, "balance": BalanceSpec,
+    "planned": PlannedSpec, "planned.workload": WorkloadSpec,
 }  # fmt: skip
 #: What msgspec says, and what is said here.
 _WORDS = {
     "Expected ": "must be ", " of length >= 1": ", with at least one entry", " >= ": ", at least ", " > ": ", above ",
-    " <= ": ", at most ", ", got ": ", not ", " - at key in $": "", "`object`": "a mapping", "`array`": "a list",
+    " <= ": ", at most ", " < ": ", below ", ", got ": ", not ", " - at key in $": "",
+    "`object`": "a mapping", "`array`": "a list", "`object | null`": "a mapping",
     "`int | null`": "a whole number", "`float | null`": "a number", "`bool | null`": "true or false",
     "`int`": "a whole number", "`float`": "a number",
     "`str`": "text", "`bool`": "true or false", "`null`": "nothing", "`": "",

@@ -19,7 +19,7 @@ from penstock.metrics.curves import Judged, Point, Series
 from penstock.metrics.layout import Cell, Origin
 from penstock.plan.search import Answer, Terms, Trials, processes
 from penstock.plan.space import Option, repeated
-from penstock.plan.trial import trial
+from penstock.plan.trial import Load, Tally, trial
 
 #: Of the rate that was found.
 AROUND = (0.5, 0.75, 1.0, 1.1, 1.25, 1.5)
@@ -91,11 +91,25 @@ def cheapest(
     return None
 
 
+def attained(option: Option, units: int, rate: float, terms: Terms) -> float:
+    """The share of requests that so many units keep the SLO of at `rate` requests/s in all, over whole runs of every
+    seed."""
+    whole, load = _whole(option, units, terms)
+    total = Tally(requests=0)
+    for seed in terms.seeds:
+        total = total.plus(trial(whole, load, terms.goal, rate, seed)[0])
+    return total.share(terms.goal)
+
+
 def _carries(option: Option, units: int, rate: float, terms: Terms, folder: Path | None) -> bool:
-    """As many requests a unit as one of them was tried with."""
+    whole, load = _whole(option, units, terms)
+    trials = Trials(whole, msgspec.structs.replace(terms, load=load), folder)
+    return trials.carries(rate / whole.gpus)
+
+
+def _whole(option: Option, units: int, terms: Terms) -> tuple[Option, Load]:
+    """Units as one option; and as many requests a unit as one of them was tried with."""
     whole = msgspec.structs.replace(
         option, name=f"{units}x {option.name}", gpus=units * option.gpus, deployment=repeated(option, units)
     )
-    load = msgspec.structs.replace(terms.load, num_prompts=units * terms.load.num_prompts)
-    trials = Trials(whole, msgspec.structs.replace(terms, load=load), folder)
-    return trials.carries(rate / whole.gpus)
+    return whole, msgspec.structs.replace(terms.load, num_prompts=units * terms.load.num_prompts)

@@ -103,7 +103,7 @@ def write_csv(answers: Sequence[Answer], impossible: Sequence[Option], terms: Te
 
 
 def write_plan(deployment: Deployment, said: Sequence[str], path: str | Path) -> None:
-    """YAML for `penstock simulate --config`, with a few words on top. Raises OSError."""
+    """YAML for `penstock simulate --config` and `penstock serve --plan`, with a few words on top. Raises OSError."""
     text = yaml.safe_dump(_told(deployment), sort_keys=False, allow_unicode=True)
     Path(path).write_text("".join(f"# {line}\n" for line in said) + text, "utf-8")
 
