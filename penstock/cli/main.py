@@ -13,6 +13,7 @@ VERBS = {
     "bench": ("penstock.cli.bench", "load a server and report latencies and goodput"),
     "simulate": ("penstock.cli.simulate", "run the same scheduler over a trace in simulated time"),
     "plan": ("penstock.cli.plan", "search deployments for the highest goodput per GPU, in simulated time"),
+    "reproduce": ("penstock.cli.reproduce", "run published figures again, and hold their claims against ours"),
     "profile": ("penstock.cli.profile", "measure what steps take on this machine"),
     "fit": ("penstock.cli.fit", "make a cost model of what was measured, and say how far off it is"),
     "replay": ("penstock.cli.replay", "feed a recorded run to the scheduler again: the same commands? the same times?"),

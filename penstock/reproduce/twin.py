@@ -1,0 +1,191 @@
+"""A cell of a figure in the twin: its requests, its deployment, and the numbers of the run."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from penstock.core.commands import InstanceCommand, Release
+from penstock.core.move import MoveEnded
+from penstock.core.slo import MS, SECOND, Slo
+from penstock.core.step import Features, StepPlan
+from penstock.drivers.deployment import Deployment, lay_out
+from penstock.drivers.sim import Simulation, Times
+from penstock.metrics.record import COMPLETED, Record
+from penstock.reproduce.figure import LoadSpec
+from penstock.reproduce.numbers import Numbers, latencies, of_records, quantiles
+from penstock.workload import lengths
+from penstock.workload.arrivals import arrivals
+from penstock.workload.request import Request
+
+#: Keeps the draw of who is urgent apart from the others.
+_URGENT = 3
+#: Time between two looks at how KV is scattered.
+_LOOK_NS = SECOND // 2
+STAGES = ("prefill_queue", "prefill", "transfer", "decode_queue", "decode")
+
+
+def requests(load: LoadSpec, rate: float, count: int, cv: float, seed: int) -> list[Request]:
+    """`count` requests at `rate` requests/s in all."""
+    prompts, answers = lengths.draw(load.lengths, count, outputs=load.output_lengths, seed=seed)
+    times_s = arrivals(load.arrival, count, rate, cv=cv, seed=seed)
+    urgent = np.random.default_rng([seed, _URGENT]).random(count) < load.urgent
+    return [
+        Request(arrival_s=at, prompt_tokens=prompt, output_tokens=answer, priority=-1 if first else 0)
+        for at, prompt, answer, first in zip(times_s.tolist(), prompts.tolist(), answers.tolist(), urgent, strict=True)
+    ]
+
+
+def run(
+    deployment: Deployment, asked: Sequence[Request], slo: Slo, scales: Sequence[float] = (), stages: bool = False
+) -> Numbers:
+    """Serve them in the twin."""
+    watched = Watched(deployment, stages)
+    records = watched.run(asked)
+    found = of_records(records, slo, scales)
+    end_ns = round(asked[-1].arrival_s * SECOND) or 1
+    values = found.values | {
+        "preemptions": float(len(watched.preempted)),
+        "loss_s": watched.loss_ns(records) / SECOND / len(records),
+        "moves": float(watched.moves),
+        "instances": watched.instance_ns(0, end_ns) / end_ns,
+        "fragmented_mean": watched.seen.fragmented,
+        "steps": float(watched.seen.count),
+    }
+    values |= watched.halts(records)
+    if watched.seen.transfers:
+        values["transfer_mean_ms"] = float(np.mean(watched.seen.transfers))
+    if any(request.priority for request in asked):
+        classes = {"urgent_": True, "normal_": False}
+        for prefix, urgent in classes.items():
+            values |= latencies(
+                [r for r, a in zip(records, asked, strict=True) if (a.priority == -1) == urgent], prefix
+            )
+    kept = found.quantiles
+    if stages:
+        values |= watched.stages(records)
+        kept = kept | {"transfer_ms": quantiles(watched.awaited_ms)} if watched.awaited_ms else kept
+    return Numbers(values=values, scales=found.scales, quantiles=kept)
+
+
+class _Seen:
+    """Looks at how KV is scattered from time to time, and at what moves took (`sim.Observer`)."""
+
+    def __init__(self) -> None:
+        self.members: Sequence[Any] = ()
+        self.count = 0
+        #: ms of copying, a number a move that copied.
+        self.transfers: list[float] = []
+        #: job -> ns that its copies took.
+        self.copied_ns: dict[int, int] = {}
+        self._looked_ns = 0
+        self._shares: list[float] = []
+
+    @property
+    def fragmented(self) -> float:
+        """On average."""
+        return float(np.mean(self._shares)) if self._shares else 0.0
+
+    def steps(self, instance: int, start_ns: int, ends_ns: Times, first: Features) -> None:
+        """See `sim.Observer`."""
+        self.count += len(ends_ns)
+        now = int(ends_ns[-1])
+        if now - self._looked_ns >= _LOOK_NS:
+            self._looked_ns = now
+            self._shares.append(self._fragmented())
+
+    def _fragmented(self) -> float:
+        """Free pages that heads of queues would have if all free pages were in one place, as a share of all."""
+        cores = [member.core for member in self.members]
+        free = sum(core.pages.available for core in cores)
+        wanted = 0
+        for need in sorted(core.pages.missing(core.waiting.jobs[0], core.waiting.jobs[0].known)
+                           for core in cores if core.waiting.jobs):  # fmt: skip
+            if wanted + need > free:
+                break
+            wanted += need
+        return float(wanted / sum(core.pages.pages for core in cores))
+
+    def moved(self, instance: int, to: int | None, ended: MoveEnded, now_ns: int) -> None:
+        """See `sim.Observer`."""
+        if ended.copied and not ended.reason:
+            took = sum(ended.phases[1:3])
+            self.transfers.append(took / MS)
+            self.copied_ns[ended.job] = self.copied_ns.get(ended.job, 0) + took
+
+
+class Watched(Simulation):
+    """A run that notes when jobs are preempted, and where they are."""
+
+    def __init__(self, deployment: Deployment, stages: bool = False) -> None:
+        laid = lay_out(deployment)
+        self.seen = _Seen()
+        super().__init__(laid.sim, laid.costs, self.seen)
+        self.seen.members = self.members
+        #: (job, when).
+        self.preempted: list[tuple[int, int]] = []
+        self._stages = stages
+        #: Job -> instances that had it in a step, and from when on.
+        self._begun: dict[int, dict[int, int]] = {}
+        #: How long answers stood still for their KV, of those that were handed over.
+        self.awaited_ms: list[float] = []
+
+    def _carry_on(self, member: Any, command: InstanceCommand) -> None:
+        if isinstance(command, Release) and not command.forget:
+            self.preempted.append((command.job, self.now))
+        super()._carry_on(member, command)
+
+    def _begin_step(self, member: Any, plan: StepPlan) -> None:
+        if self._stages:
+            start = max(self.now, member.free_at)
+            for job in member.core.steps[plan.seq].jobs:
+                self._begun.setdefault(job.id, {}).setdefault(member.index, start)
+        super()._begin_step(member, plan)
+
+    def loss_ns(self, records: Sequence[Record]) -> int:
+        """What preemptions cost, over all requests."""
+        times: dict[int, list[int]] = {}
+        for job, at in self.preempted:
+            times.setdefault(job, []).append(at)
+        return sum(lost_ns(at, records[job].times_ns) for job, at in times.items())
+
+    def halts(self, records: Sequence[Record]) -> dict[str, float]:
+        """Of requests that moved while they ran."""
+        found = []
+        for job in self.seen.copied_ns:
+            gaps = np.diff(records[job].times_ns)
+            if len(gaps) > 2:
+                found.append((gaps.max() - np.median(gaps)) / MS)
+        return {"halt_mean_ms": float(np.mean(found)), "halt_p50_ms": float(np.median(found))} if found else {}
+
+    def stages(self, records: Sequence[Record]) -> dict[str, float]:
+        """Where requests spent their time, as shares of all of it: DistServe's figure 10."""
+        total = dict.fromkeys(STAGES, 0)
+        for record in records:
+            if record.outcome != COMPLETED or not record.times_ns:
+                continue
+            begun = sorted(self._begun[record.id].values())
+            first, last = record.times_ns[0], record.times_ns[-1]
+            total["prefill_queue"] += begun[0] - record.sent_ns
+            total["prefill"] += first - begun[0]
+            going = min((at for at in begun[1:] if at >= first), default=first)
+            copying = min(self.seen.copied_ns.get(record.id, 0), going - first)
+            total["transfer"] += copying
+            if record.id in self.seen.copied_ns:
+                self.awaited_ms.append(copying / MS)
+            total["decode_queue"] += going - first - copying
+            total["decode"] += max(0, last - going)
+        whole = sum(total.values()) or 1
+        return {f"stage_{name}": time / whole for name, time in total.items()}
+
+
+def lost_ns(preempted: Iterable[int], times_ns: Sequence[int]) -> int:
+    """From a preemption to the next token, less the gap before: what a step would have taken. Another one before that
+    token costs nothing of its own."""
+    total = 0
+    for following, at in {bisect_right(times_ns, at): at for at in sorted(preempted, reverse=True)}.items():
+        if 0 < following < len(times_ns):
+            usual = times_ns[following - 1] - times_ns[following - 2] if following > 1 else 0
+            total += max(0, times_ns[following] - at - usual)
+    return total
