@@ -29,7 +29,7 @@ ACTIONS = ("plot", "claims")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "figures", nargs="*", metavar="FIGURE", help="names or beginnings of names, `all`, or an action"
+        "figures", nargs="*", metavar="FIGURE", help="a name or its beginning, `all`, or an action"
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="fewer points, shorter runs")
@@ -82,7 +82,7 @@ def _run(store: Store, args: argparse.Namespace) -> None:
     with tqdm(total=0, unit="run", desc=store.figure.name, leave=False, disable=args.disable_tqdm or None) as bar:
 
         def more(count: int) -> None:
-            bar.total += count
+            bar.total = (bar.total or 0) + count
             bar.refresh()
 
         common = {"repeats": args.repeat, "only": args.only, "on_cells": more, "on_run": bar.update}

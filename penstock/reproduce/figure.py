@@ -151,9 +151,10 @@ class Claim(_Spec, frozen=True, kw_only=True):
             low, high = self.published * (1 - self.within), self.published * (1 + self.within)
         if isinstance(self.published, int | float) and self.factor is not None:
             low, high = self.published / self.factor, self.published * self.factor
-        low, high = max(low, self.least or low), min(high, self.most if self.most is not None else high)
         if self.least is not None:
             low = max(low, self.least)
+        if self.most is not None:
+            high = min(high, self.most)
         if (low, high) == (-float("inf"), float("inf")):
             raise ValueError(f"the claim {self.says!r} accepts anything: give within, factor, least or most")
         return low, high
