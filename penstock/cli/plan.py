@@ -90,6 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     space.add_argument("--delays", metavar="KEY=V,KEY=V", help="what messages take: front_ms=2,dispatch_ms=0.3 ...")
     work = parser.add_argument_group("workload")
     work.add_argument("--lengths", help="as in `penstock trace synth`: azure-conv-2023, trace:FILE, fixed:512 ...")
+    work.add_argument("--trace", metavar="FILE", help="requests with their own arrivals and prefixes, instead")
     work.add_argument("--output-lengths", help="of answers, where --lengths does not say")
     work.add_argument("--arrival", choices=["poisson", "gamma", "constant", "distserve"])
     work.add_argument("--cv", type=float, help="of the gaps of gamma and distserve arrivals; default: 1")
@@ -121,8 +122,8 @@ def main(args: argparse.Namespace) -> int:
         plot.check()
     goal = Goal(Slo.parse(args.slo), args.target, args.marginal)
     load = Load(
-        lengths=args.lengths, output_lengths=args.output_lengths, arrival=args.arrival, cv=args.cv,
-        num_prompts=args.num_prompts, duration_s=args.duration,
+        lengths=args.lengths or "", output_lengths=args.output_lengths, arrival=args.arrival, cv=args.cv,
+        num_prompts=args.num_prompts, duration_s=args.duration, trace=args.trace or "",
     )  # fmt: skip
     space, seeds = _space(args, goal), range(args.seed, args.seed + args.seeds)
     possible, impossible = _sifted(_options(space, args.servable), Filter(load, goal, seeds))
@@ -139,20 +140,27 @@ def main(args: argparse.Namespace) -> int:
         if args.csv:
             report.write_csv(answers, impossible, terms, args.csv)
         carried = [answer for answer in answers if answer.rate]
+        if args.trace and carried:
+            terms = msgspec.structs.replace(terms, load=load.whole, seeds=[0])
+            carried = _on_the_whole(carried[: terms.best], terms, folder / "whole", args)
         if carried and (args.finalists or args.plot):
             _finalists(carried[: terms.best], terms, folder / "finalists", args)
-        return _conclude(carried, space, terms, folder / "search", args, said)
+        return _conclude(carried, space, terms, folder / ("whole" if args.trace else "search"), args, said)
 
 
 def _filled(args: argparse.Namespace) -> argparse.Namespace:
     """With the preset's values and the defaults where a flag was not given. Raises ValueError for what is missing."""
     preset = PRESETS.get(args.like, {})
+    if args.trace:
+        preset = {name: value for name, value in preset.items() if name != "lengths"}
     for name, value in {**DEFAULTS, **preset}.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
         elif name == "knob":
             args.knob = [*value, *args.knob]
-    for name in ("model", "hardware", "slo", "lengths"):
+    if args.trace and (args.lengths or args.output_lengths):
+        raise ValueError("--trace has lengths of its own: leave --lengths and --output-lengths out")
+    for name in ("model", "hardware", "slo", *(["lengths"] if not args.trace else [])):
         if getattr(args, name) is None:
             raise ValueError(f"give --{name}, or a preset with --like")
     for name in ("num_prompts", "seeds", "best", "jobs", "rate", "rate_max", "step"):
@@ -258,6 +266,14 @@ def _search(
 ) -> list[Answer]:
     with tqdm(total=len(possible), unit="option", disable=args.disable_tqdm or None) as bar:
         return search(possible, terms, folder, args.jobs, lambda answer: bar.update())
+
+
+def _on_the_whole(best: list[Answer], terms: Terms, folder: Path, args: argparse.Namespace) -> list[Answer]:
+    """Those that carry some rate over all of the trace."""
+    with tqdm(total=len(best), unit="option", disable=args.disable_tqdm or None) as bar:
+        answers = finalists.on_the_whole(best, terms, folder, args.jobs, bar.update)
+    print(report.whole(answers, terms))
+    return [answer for answer in answers if answer.rate]
 
 
 def _finalists(best: list[Answer], terms: Terms, folder: Path, args: argparse.Namespace) -> None:

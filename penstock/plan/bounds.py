@@ -27,6 +27,7 @@ from penstock.core.step import Features
 from penstock.drivers.deployment import Laid, LaidPool
 from penstock.plan.space import Option
 from penstock.plan.trial import Goal, Load
+from penstock.workload.describe import seen_and_new
 
 Array = npt.NDArray[np.float64]
 
@@ -81,6 +82,9 @@ class Filter:
         drawn = [load.requests(FREE, seed) for seed in seeds]
         self._prompts = np.array([r.prompt_tokens for run in drawn for r in run], float)
         self._outputs = np.array([r.output_tokens for run in drawn for r in run], float)
+        #: Of prompts, what even an endless cache does not have: all, where nothing is shared.
+        found = [seen for run in drawn for seen, _, _ in seen_and_new(run)]
+        self._new = np.maximum(1.0, self._prompts - np.array(found, float))
         self._runs = len(drawn)
         #: From each request to the next, at 1 request/s.
         self._gaps = [FREE * np.diff([r.arrival_s for r in run], append=run[-1].arrival_s) for run in drawn]
@@ -140,14 +144,14 @@ class Filter:
     def _kv(self, last: _Side) -> tuple[float, str]:
         """A request holds its positions for as long as its decoding takes at the least."""
         pace, _ = last.decodes_s(1, 1.0)
-        held = (self._prompts + self._outputs / 2) * (self._outputs - 1) * pace
+        held = (self._new + self._outputs / 2) * (self._outputs - 1) * pace
         return self._by_work(held / last.kv_tokens, last.instances, self._whole_s()), "decode KV"
 
     def _transfer(self, option: Option, bytes_per_s: float, token_bytes: int) -> tuple[float, str]:
         if not option.split or not bytes_per_s:
             return FREE, ""
         ports = min(pool.instances for pool in option.deployment.pools)
-        return self._by_work(self._prompts * token_bytes / bytes_per_s, ports, self._whole_s()), "transfer"
+        return self._by_work(self._new * token_bytes / bytes_per_s, ports, self._whole_s()), "transfer"
 
     def _by_work(self, work_s: Array, servers: int, later_s: float) -> float:
         """The rate at which the cheapest work, as much as must be done, fills the time from first arrival to `later_s`
@@ -179,12 +183,18 @@ class Filter:
 
         def kept(rate: float) -> float:
             n, runs = self._load.count(rate), zip(self._gaps, service_s, left_s, strict=True)
-            return float(np.mean([(_waits_s(gaps[:n] / rate, s[:n]) <= left[:n]).mean() for gaps, s, left in runs]))
+            paced = [(self._paced(gaps, n) / rate, s[:n], left[:n]) for gaps, s, left in runs]
+            return float(np.mean([(_waits_s(gaps, s) <= left).mean() for gaps, s, left in paced]))
 
         high = 1.0
         while high < FREE and kept(high) >= self._goal.target - _SLACK:
             high *= 2
         return _root(0.0, high, lambda rate: kept(rate) >= self._goal.target - _SLACK) if high < FREE else FREE
+
+    def _paced(self, gaps: Array, n: int) -> Array:
+        """The first gaps at 1 request/s; those of a trace have that mean in any run, whatever its length."""
+        span = float(gaps[: n - 1].sum())
+        return gaps[:n] * ((n - 1) / span) if self._load.trace and span else gaps[:n]
 
     # -- from below --------------------------------------------------------------------------------------------
 
@@ -219,6 +229,8 @@ class Filter:
 
     @property
     def _cv(self) -> float:
+        if self._load.trace:
+            return float(np.mean([gaps.std() / gaps.mean() if gaps.any() else 0.0 for gaps in self._gaps]))
         return 0.0 if self._load.arrival == "constant" else self._load.cv if self._load.arrival != "poisson" else 1.0
 
     @property
@@ -243,7 +255,7 @@ class Filter:
         spec = option.deployment.pools[0]
         key = (spec.cost, spec.hardware, spec.tp, spec.pp)
         if key not in self._curves:
-            self._curves[key] = _Curves(side, self._prompts, self._first_s())
+            self._curves[key] = _Curves(side, self._new, self._first_s())
         return self._curves[key]
 
 

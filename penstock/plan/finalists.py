@@ -1,4 +1,5 @@
-"""The best options looked at closely: whole runs of every seed at rates around the one found, and the load asked for.
+"""The best options looked at closely: whole runs of every seed at rates around the one found, the whole of a trace,
+and the load asked for.
 
 Runs are saved as those of a sweep are (`metrics.layout`), so that `penstock bench report` reads them.
 """
@@ -17,7 +18,8 @@ import penstock
 from penstock.metrics import curves, layout, result
 from penstock.metrics.curves import Judged, Point, Series
 from penstock.metrics.layout import Cell, Origin
-from penstock.plan.search import Answer, Terms, Trials, processes
+from penstock.plan.bounds import Bounds, Filter
+from penstock.plan.search import Answer, Terms, Trials, find, processes
 from penstock.plan.space import Option, repeated
 from penstock.plan.trial import Load, Tally, trial
 
@@ -51,6 +53,24 @@ def over_rate(
         ))
         for answer in answers
     ]  # fmt: skip
+
+
+def on_the_whole(
+    answers: Sequence[Answer], terms: Terms, folder: Path, jobs: int = 1, on_answer: Callable[[], object] = lambda: None
+) -> list[Answer]:
+    """The rates that these options carry over a whole trace, the best first; `terms` with the whole as the load."""
+    sieve = Filter(terms.load, terms.goal, terms.seeds)
+    runs = [(answer.option, sieve.bounds(answer.option)) for answer in answers]
+    found: list[Answer] = []
+    with processes(jobs) as run:
+        for answer in run(partial(_found, terms=terms, folder=folder), runs):
+            found.append(answer)
+            on_answer()
+    return sorted(found, key=lambda answer: answer.order)
+
+
+def _found(one: tuple[Option, Bounds], *, terms: Terms, folder: Path) -> Answer:
+    return find(*one, 0.0, terms=terms, folder=folder)
 
 
 def _judged(run: _Run, *, terms: Terms, folder: Path) -> Judged:

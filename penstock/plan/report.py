@@ -38,6 +38,12 @@ def render(answers: Sequence[Answer], impossible: Sequence[Option], terms: Terms
     return "\n".join([*lines, "-" * _WIDTH, *_notes(terms), "=" * _WIDTH])
 
 
+def whole(answers: Sequence[Answer], terms: Terms) -> str:
+    """The best over all of a trace."""
+    head = f" Over the whole trace: {terms.load.num_prompts} requests ".center(_WIDTH, "=")
+    return "\n".join([head, *(_row(answer, terms) for answer in answers), "=" * _WIDTH])
+
+
 def _row(answer: Answer, terms: Terms) -> str:
     rate = f"{answer.rate:.4g}" if answer.rate else f"< {answer.above:.4g}"
     share = f"{100 * answer.tally.share(terms.goal):.1f} %" if answer.tally else ""
@@ -75,7 +81,7 @@ def _notes(terms: Terms) -> list[str]:
     long = f"{load.num_prompts} requests" + f" and {load.duration_s:g} s" * bool(load.duration_s)
     return [
         f"Carried: {100 * goal.target:g} % keep {goal.slo}, {judged}; {count} x {long} at the least,",
-        f"{load.lengths}, {load.arrival} arrivals. attained: of those simulated until the verdict was sure.",
+        f"{load.said}. attained: of those simulated until the verdict was sure.",
         f"Carried and not are apart by {100 * terms.precision:g} % or {terms.step:.3g} req/s a GPU, if that is more.",
         "< : not carried there; where that is so for certain or another is better, it is not searched further.",
     ]

@@ -16,7 +16,9 @@ from penstock.drivers.deployment import Laid
 from penstock.drivers.meter import Meter, Use
 from penstock.drivers.sim import Simulation, Times
 from penstock.metrics.record import COMPLETED, FAILED, Record
+from penstock.plan import stretch
 from penstock.plan.space import Option
+from penstock.workload import trace
 from penstock.workload.compose import Plan, synthesize
 from penstock.workload.request import Request
 
@@ -83,21 +85,38 @@ _COUNTS = ("requests", "judged", "late", "ttft", "tpot")
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """The workload, but for its rate. Seeds are common random numbers: at any rate, for any deployment, a run has the
-    first requests of one long draw, its gaps stretched by the rate."""
+    first requests of one long draw, its gaps stretched by the rate. Of a trace, a seed is where in it a run begins."""
 
-    #: As in `penstock trace synth` (`workload.lengths`).
-    lengths: str
+    #: As in `penstock trace synth` (`workload.lengths`); empty: those of the trace.
+    lengths: str = ""
     output_lengths: str | None = None
     arrival: str = "poisson"
     cv: float = 1.0
     #: Requests of a run, at the least, and as many as come in so long: a short run is over before queues and KV fill.
     num_prompts: int = 300
     duration_s: float = 60.0
+    #: A file of requests that have arrivals of their own; its path.
+    trace: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.trace) == bool(self.lengths):
+            raise ValueError("say what requests are like: give --lengths, or a --trace with arrivals of its own")
 
     @property
     def most(self) -> int:
         """The longest run."""
-        return max(self.num_prompts, _MOST) if self.duration_s else self.num_prompts
+        most = max(self.num_prompts, _MOST) if self.duration_s else self.num_prompts
+        return min(most, len(stretch.whole(self.trace))) if self.trace else most
+
+    @property
+    def whole(self) -> "Load":
+        """All of the trace in each run, from its start where the seed is 0."""
+        return msgspec.structs.replace(self, num_prompts=len(stretch.whole(self.trace)), duration_s=0.0)
+
+    @property
+    def said(self) -> str:
+        """In a few words."""
+        return f"{self.trace}, its own arrivals" if self.trace else f"{self.lengths}, {self.arrival} arrivals"
 
     def count(self, rate: float) -> int:
         """Requests of a run at `rate` requests/s."""
@@ -106,12 +125,16 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     def requests(self, rate: float, seed: int) -> list[Request]:
         """At `rate` requests/s."""
         drawn = _drawn(self, seed)[: self.count(rate)]
+        if self.trace:
+            return trace.to_rate(drawn, rate)
         return [msgspec.structs.replace(request, arrival_s=request.arrival_s / rate) for request in drawn]
 
 
 @lru_cache(16)
 def _drawn(load: Load, seed: int) -> list[Request]:
-    """At 1 request/s."""
+    """At 1 request/s; of a trace, at its own rate."""
+    if load.trace:
+        return stretch.of(load.trace, seed, load.most)
     return synthesize(
         Plan(
             lengths=load.lengths, output_lengths=load.output_lengths, arrival=load.arrival, cv=load.cv,

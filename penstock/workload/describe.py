@@ -1,7 +1,7 @@
 """What a trace is like: rates, burstiness, lengths, and how much of its prompts could be found in a cache."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import numpy as np
@@ -131,12 +131,23 @@ def sharing(requests: Sequence[Request]) -> Sharing:
     A block is found only after the same blocks from the start of the prompt, and a prompt's last block counts for
     the tokens that the prompt has of it.
     """
+    parts = list(seen_and_new(requests))
+    seen_tokens, total = sum(seen for seen, _, _ in parts), sum(r.prompt_tokens for r in requests)
+    return Sharing(
+        requests=sum(bool(r.hash_ids) for r in requests),
+        seen_tokens=seen_tokens,
+        seen_share=seen_tokens / total,
+        blocks=sum(blocks for _, _, blocks in parts),
+        block_tokens=sum(new for _, new, _ in parts),
+    )
+
+
+def seen_and_new(requests: Iterable[Request]) -> Iterator[tuple[int, int, int]]:
+    """Of each prompt: tokens in blocks that are there already, tokens in new blocks, and how many those are."""
     #: (what stands before it, name) -> number of the block; what stands before the first is its size, negative.
     known: dict[tuple[int, int], int] = {}
-    named = seen_tokens = block_tokens = 0
     for request in requests:
-        named += bool(request.hash_ids)
-        size = request.block_tokens
+        size, seen, new, blocks = request.block_tokens, 0, 0, 0
         before, left = -size, request.prompt_tokens
         for name in request.hash_ids:
             if left <= 0:
@@ -144,12 +155,12 @@ def sharing(requests: Sequence[Request]) -> Sharing:
             number = len(known)
             before = known.setdefault((before, name), number)
             if before == number:
-                block_tokens += min(size, left)
+                new += min(size, left)
+                blocks += 1
             else:
-                seen_tokens += min(size, left)
+                seen += min(size, left)
             left -= size
-    total = sum(r.prompt_tokens for r in requests)
-    return Sharing(named, seen_tokens, seen_tokens / total, len(known), block_tokens)
+        yield seen, new, blocks
 
 
 def _peak(times: Array) -> tuple[float, float]:
