@@ -7,7 +7,8 @@ zipf:ALPHA:MEAN[:CAP]     p(k) ~ k^-ALPHA over k = 1 .. 2 MEAN - 1, stretched so
 powerlaw:ALPHA:LO-HI      p(x) ~ x^-ALPHA over the whole numbers from LO to HI (LoongServe)
 lognormal:MEAN:SIGMA[:CAP]  of that mean, SIGMA that of the logarithm, then cut off at CAP
 trace:FILE                those of a trace, shuffled once and then again from the start; prompt with its answer
-azure-conv-2023, llumnix:S-S|M-M|L-L|S-L|L-S, loongserve:sharegpt|zipf-1.0|zipf-1.2|zipf-1.4, distserve:sharegpt
+azure-conv-2023, llumnix:S-S|M-M|L-L|S-L|L-S|sharegpt|burstgpt, loongserve:sharegpt|zipf-1.0|zipf-1.2|zipf-1.4,
+distserve:sharegpt|humaneval|longbench
                           the published ones (`published`), prompt and answer
 """
 
@@ -18,9 +19,14 @@ import numpy.typing as npt
 
 from penstock.workload import trace
 from penstock.workload.published import (
+    DISTSERVE_HUMANEVAL,
+    DISTSERVE_LONGBENCH,
+    DISTSERVE_LONGBENCH_MAX,
     DISTSERVE_SHAREGPT,
     LLUMNIX,
+    LLUMNIX_BURSTGPT,
     LLUMNIX_CAP,
+    LLUMNIX_SHAREGPT,
     LOONGSERVE_EXPONENTS,
     LOONGSERVE_SHAREGPT,
     LOONGSERVE_ZIPF,
@@ -121,9 +127,14 @@ def _azure(rest: str, count: int, seed: int) -> tuple[Tokens, Tokens]:
 
 def _llumnix(sizes: str, count: int, seed: int) -> tuple[Tokens, Tokens]:
     """Inputs, then outputs, from NumPy's legacy generator, as the artifact draws them."""
+    if sizes in _CHATS:
+        return _CHATS[sizes].draw(count, np.random.default_rng([seed, 8]))
     names = sizes.split("-")
     if len(names) != 2 or not set(names) <= set(LLUMNIX):
-        raise ValueError(f"lengths 'llumnix:{sizes}': write input-output sizes of {', '.join(LLUMNIX)}: llumnix:S-L")
+        raise ValueError(
+            f"lengths 'llumnix:{sizes}': write sharegpt, burstgpt, or input-output sizes of {', '.join(LLUMNIX)}: "
+            "llumnix:S-L"
+        )
     state = np.random.RandomState(seed)
     prompts, answers = (
         zipf(alpha, mean, LLUMNIX_CAP, state.random_sample(count)) for mean, alpha in (LLUMNIX[n] for n in names)
@@ -144,9 +155,10 @@ def _loongserve(name: str, count: int, seed: int) -> tuple[Tokens, Tokens]:
 
 
 def _distserve(name: str, count: int, seed: int) -> tuple[Tokens, Tokens]:
-    if name != "sharegpt":
-        raise ValueError(f"lengths 'distserve:{name}': write distserve:sharegpt")
-    return DISTSERVE_SHAREGPT.draw(count, np.random.default_rng([seed, 8]))
+    if name not in _DISTSERVE:
+        raise ValueError(f"lengths 'distserve:{name}': write distserve:sharegpt, humaneval or longbench")
+    prompts, answers = _DISTSERVE[name].draw(count, np.random.default_rng([seed, 8]))
+    return (np.minimum(prompts, DISTSERVE_LONGBENCH_MAX - answers) if name == "longbench" else prompts), answers
 
 
 def _power(alpha: float, low: int, high: int, places: Array) -> Tokens:
@@ -186,6 +198,8 @@ def _table(tokens: int) -> int:
     return tokens
 
 
+_DISTSERVE = {"sharegpt": DISTSERVE_SHAREGPT, "humaneval": DISTSERVE_HUMANEVAL, "longbench": DISTSERVE_LONGBENCH}
+_CHATS = {"sharegpt": LLUMNIX_SHAREGPT, "burstgpt": LLUMNIX_BURSTGPT}
 #: name -> (law, the fewest parts after the name, the most)
 _SINGLE: dict[str, tuple[Callable[[list[str], int, _Rng], Tokens], int, int]] = {
     "fixed": (_fixed, 1, 1),

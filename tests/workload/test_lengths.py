@@ -119,6 +119,30 @@ def test_distserve_sharegpt_has_its_percentiles() -> None:
     assert (prompts + outputs).max() < 2048 == DISTSERVE_SHAREGPT.total_max + 1
 
 
+@pytest.mark.parametrize(
+    ("spec", "means", "longest"),
+    [("distserve:humaneval", (171.3, 98.2), 1000), ("distserve:longbench", (1738.3, 90.7), 2040)],
+)
+def test_distserve_others_have_their_means(spec: str, means: tuple[float, float], longest: int) -> None:
+    prompts, outputs = draw(spec, MANY)
+    assert (prompts.mean(), outputs.mean()) == pytest.approx(means, rel=0.025)
+    assert (prompts + outputs).max() <= longest
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "answer"),
+    [
+        ("sharegpt", (306, 74, 348, 1484, 3388), (500, 487, 781, 988, 1234)),
+        ("burstgpt", (830, 582, 1427, 2345, 3549), (271, 243, 434, 669, 964)),
+    ],
+)
+def test_llumnix_chats_have_their_mean_and_percentiles(
+    name: str, prompt: tuple[float, ...], answer: tuple[float, ...]
+) -> None:
+    for drawn, published in zip(draw(f"llumnix:{name}", MANY), (prompt, answer), strict=True):
+        assert [drawn.mean(), *quantile(drawn, 50, 80, 95, 99)] == pytest.approx(published, rel=0.03)
+
+
 def test_azure_has_the_means_of_its_trace() -> None:
     prompts, outputs = draw("azure-conv-2023", 100_000)
     assert (prompts.mean(), outputs.mean()) == pytest.approx((1154.7, 211.1), rel=0.03)
