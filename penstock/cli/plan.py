@@ -27,7 +27,7 @@ from penstock.cli import deployed
 from penstock.core.slo import Slo
 from penstock.drivers.deployment import DelaySpec
 from penstock.metrics import curve_plot, plot
-from penstock.plan import finalists, planned, report
+from penstock.plan import finalists, idle, planned, report
 from penstock.plan.bounds import Bounds, Filter
 from penstock.plan.search import Answer, Terms, grid_max, search
 from penstock.plan.space import AFFINITIES, Cluster, Option, Space, options, repeated
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("what is asked")
     asked.add_argument("--model", help="a name such as llama-3.1-8b, or a folder with a config.json")
     asked.add_argument("--hardware", metavar="NAME:GPUSxNODES", help="h200:8x2 is two nodes of eight")
-    asked.add_argument("--slo", help="as in ttft=500ms,tpot=50ms")
+    asked.add_argument("--slo", help="as in ttft=500ms,tpot=50ms; ttft=5x is five idle times")
     asked.add_argument("--target", type=float, help="share of requests that must keep it; default: 0.9")
     asked.add_argument("--marginal", action="store_const", const=True, help="TTFT and TPOT each with that share")
     asked.add_argument("--rate", type=float, metavar="R", help="requests/s: the fewest GPUs that carry them")
@@ -120,13 +120,14 @@ def main(args: argparse.Namespace) -> int:
     args = _filled(args)
     if args.plot:
         plot.check()
-    goal = Goal(Slo.parse(args.slo), args.target, args.marginal)
     load = Load(
         lengths=args.lengths or "", output_lengths=args.output_lengths, arrival=args.arrival, cv=args.cv,
         num_prompts=args.num_prompts, duration_s=args.duration, trace=args.trace or "",
     )  # fmt: skip
-    space, seeds = _space(args, goal), range(args.seed, args.seed + args.seeds)
-    possible, impossible = _sifted(_options(space, args.servable), Filter(load, goal, seeds))
+    space, seeds = _space(args), range(args.seed, args.seed + args.seeds)
+    every = _options(space, args.servable)
+    goal = _goal(args, every, load)
+    possible, impossible = _sifted(every, Filter(load, goal, seeds))
     rate_max = args.rate_max or grid_max(possible)
     terms = Terms(
         goal=goal, load=load, seeds=list(seeds), rate_max=rate_max, precision=args.precision,
@@ -174,13 +175,23 @@ def _filled(args: argparse.Namespace) -> argparse.Namespace:
     return args
 
 
-def _space(args: argparse.Namespace, goal: Goal) -> Space:
+def _goal(args: argparse.Namespace, every: list[Option], load: Load) -> Goal:
+    """Says what multiples are of, if there are any."""
+    slo = Slo.parse(args.slo)
+    if not slo.relative:
+        return Goal(slo, args.target, args.marginal)
+    found, instance = idle.reference(every, load, args.seed)
+    print(f"{slo}: multiples of what an idle instance takes ({instance}): {found}")
+    return Goal(slo, args.target, args.marginal, found)
+
+
+def _space(args: argparse.Namespace) -> Space:
     knobs = dict(map(_knob, args.knob))
     fixed = {key: values[0] for key, values in knobs.items() if len(values) == 1}
     return Space(
         model=args.model,
         cluster=Cluster.parse(args.hardware),
-        slo=goal.slo,
+        slo=Slo.parse(args.slo),
         policies=args.policies,
         affinity=args.affinity,
         tps=args.tp or (),

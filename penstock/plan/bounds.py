@@ -82,6 +82,10 @@ class Filter:
         drawn = [load.requests(FREE, seed) for seed in seeds]
         self._prompts = np.array([r.prompt_tokens for run in drawn for r in run], float)
         self._outputs = np.array([r.output_tokens for run in drawn for r in run], float)
+        #: What is promised, s; of TPOT the same to all, and None where that is nothing.
+        self._first_s = np.array([(goal.bounds(int(p)).ttft_ns or 0) / NS for p in self._prompts])
+        tpot_ns = goal.bounds(1).tpot_ns
+        self._tpot_s = None if tpot_ns is None else tpot_ns / NS
         #: Of prompts, what even an endless cache does not have: all, where nothing is shared.
         found = [seen for run in drawn for seen, _, _ in seen_and_new(run)]
         self._new = np.maximum(1.0, self._prompts - np.array(found, float))
@@ -118,22 +122,22 @@ class Filter:
 
     def _impossible(self, first: _Side, last: _Side, curves: "_Curves") -> list[tuple[float, str]]:
         """What even a lone request does not keep."""
-        found, bounds = [], self._goal.bounds
+        found = []
         must = self._goal.target - _SLACK
         longest = self._prompts + self._outputs > min(first.kv_tokens, last.kv_tokens)
         if 1 - longest.mean() < must:
             found.append((0.0, "KV of an instance is less than a request needs"))
-        if (_SHORT * curves.alone_s <= self._first_s()).mean() < must:
+        if (_SHORT * curves.alone_s <= self._first_s).mean() < must:
             found.append((0.0, "prompt time: TTFT is missed on an idle instance"))
-        if bounds.tpot_ns is not None:
+        if self._tpot_s is not None:
             several = self._outputs > 1
             pace, _ = last.decodes_s(1, float(np.median(self._prompts)))
-            if 1 - (several & (_SHORT * pace > bounds.tpot_ns / NS)).mean() < must:
+            if 1 - (several & (_SHORT * pace > self._tpot_s)).mean() < must:
                 found.append((0.0, "TPOT: missed on an idle instance"))
         return found
 
     def _prompt_work(self, first: _Side, curves: "_Curves") -> tuple[float, str]:
-        return self._by_work(curves.best_s, first.instances, self._first_s()), "prefill time"
+        return self._by_work(curves.best_s, first.instances, self._last_s()), "prefill time"
 
     def _decode_work(self, last: _Side) -> tuple[float, str]:
         tokens_per_s = max((rate for _, rate in self._batches(last, 0.8)), default=0.0)
@@ -168,18 +172,17 @@ class Filter:
         rate = (duration_s + later_s) / duration_s / each_s
         return rate if rate * duration_s <= most else longest
 
-    def _first_s(self) -> float:
+    def _last_s(self) -> float:
         """How long after the last arrival first tokens may still come in time."""
-        return (self._goal.bounds.ttft_ns or 0) / NS
+        return float(self._first_s.max())
 
     def _whole_s(self) -> float:
-        bound = self._goal.bounds.tpot_ns
-        return FREE if bound is None else self._first_s() + float(self._outputs.max()) * bound / NS
+        return FREE if self._tpot_s is None else self._last_s() + float(self._outputs.max()) * self._tpot_s
 
     def _crowded(self, first: _Side, curves: "_Curves") -> float:
         """The rate at which too many prompts wait too long, even if all instances were one that never batches badly."""
         service_s = np.split(_SHORT * curves.best_s / first.instances, self._runs)
-        left_s = np.split(self._first_s() - _SHORT * curves.alone_s, self._runs)
+        left_s = np.split(self._first_s - _SHORT * curves.alone_s, self._runs)
 
         def kept(rate: float) -> float:
             n, runs = self._load.count(rate), zip(self._gaps, service_s, left_s, strict=True)
@@ -200,14 +203,13 @@ class Filter:
 
     def _safe(self, first: _Side, last: _Side, curves: "_Curves") -> float:
         """A rate that is carried even if nothing is batched and decodes are as slow as TPOT allows."""
-        bound = self._goal.bounds.tpot_ns
-        if bound is None:
+        if self._tpot_s is None:
             return 0.0
         half = (1 - self._goal.target) / 2
         prefill = self._queue(first, curves, half)
         jobs = max((jobs for jobs, _ in self._batches(last, 1 / _SAFE)), default=0)
         # Little: so many decode at a time, each for its tokens x TPOT.
-        decode = last.instances * jobs / (float(self._outputs.mean()) * bound / NS)
+        decode = last.instances * jobs / (float(self._outputs.mean()) * self._tpot_s)
         return _SAFE * min(prefill, decode)
 
     def _steady(self, last: _Side, times: float) -> float:
@@ -217,7 +219,7 @@ class Filter:
 
     def _queue(self, first: _Side, curves: "_Curves", better: float) -> float:
         """The rate up to which, by the formula, the share that keeps TTFT is at least the target plus `better`."""
-        service_s, left_s = curves.apart_s, self._first_s() - curves.alone_s
+        service_s, left_s = curves.apart_s, self._first_s - curves.alone_s
         target = self._goal.target + better
         return _root(
             0.0,
@@ -241,12 +243,12 @@ class Filter:
 
     def _batches(self, side: _Side, times: float) -> list[tuple[int, float]]:
         """(Jobs on an instance, tokens/s) for the batches that TPOT, seats and KV allow, contexts `times` theirs."""
-        context, bound = times * self._context, self._goal.bounds.tpot_ns
+        context, bound_s = times * self._context, self._tpot_s
         most = min(side.seats, side.kv_tokens / context)
         found, jobs = [], 1.0
         while jobs * side.pp <= max(most, side.pp):
             step_s, interval_s = side.decodes_s(int(jobs), context)
-            if bound is None or step_s * min(1.0, times) <= bound / NS:
+            if bound_s is None or step_s * min(1.0, times) <= bound_s:
                 found.append((int(jobs) * side.pp, int(jobs) / interval_s))
             jobs *= 1.3 if jobs > 3 else 2
         return found
@@ -255,7 +257,7 @@ class Filter:
         spec = option.deployment.pools[0]
         key = (spec.cost, spec.hardware, spec.tp, spec.pp)
         if key not in self._curves:
-            self._curves[key] = _Curves(side, self._new, self._first_s())
+            self._curves[key] = _Curves(side, self._new, self._last_s())
         return self._curves[key]
 
 

@@ -10,11 +10,12 @@ from math import ceil, floor
 import msgspec
 
 from penstock.core.move import MoveEnded
-from penstock.core.slo import SECOND, Bounds, Slo
+from penstock.core.slo import SECOND, Bounds, Slo, Target
 from penstock.core.step import Features
 from penstock.drivers.deployment import Laid
 from penstock.drivers.meter import Meter, Use
 from penstock.drivers.sim import Simulation, Times
+from penstock.metrics.idle import Idle
 from penstock.metrics.record import COMPLETED, FAILED, Record
 from penstock.plan import stretch
 from penstock.plan.space import Option
@@ -39,16 +40,30 @@ class Goal(msgspec.Struct, frozen=True):
     target: float = 0.9
     #: TTFT and TPOT are judged apart, each with the target share, as DistServe's search does; else both of a request.
     marginal: bool = False
+    #: What multiples are of, the same for every option.
+    idle: Idle | None = None
 
     def __post_init__(self) -> None:
-        if self.slo.relative or not self.slo.ttft:
-            raise ValueError("planning needs an SLO in times, one for TTFT at least, as in ttft=500ms,tpot=50ms")
+        if not self.slo.ttft:
+            raise ValueError("planning needs an SLO for TTFT at least, as in ttft=500ms,tpot=50ms")
+        if self.slo.relative and self.idle is None:
+            raise ValueError(f"the SLO {self.slo}: what is an idle TTFT? Multiples need the times that they are of")
         if not 0 < self.target < 1:
             raise ValueError(f"the target share {self.target:g} must be between 0 and 1")
 
-    @property
-    def bounds(self) -> Bounds:
-        return self.slo.resolve()
+    def bounds(self, prompt_tokens: int, output_tokens: int = 1) -> Bounds:
+        """What is promised to such a request."""
+        if self.idle is None:
+            return self.slo.resolve()
+        first = self.idle.ttft_base_ns + self.idle.ttft_token_ns * prompt_tokens
+        pace = self.idle.tpot_ns
+        return self.slo.resolve(round(first), round(pace), round(first + (output_tokens - 1) * pace))
+
+    def promised(self, requests: list[Request]) -> list[Request]:
+        """Multiples as times, which everyone who sees a request then reads alike."""
+        if not self.slo.relative:
+            return requests
+        return [msgspec.structs.replace(r, slo=_times(self.bounds(r.prompt_tokens, r.output_tokens))) for r in requests]
 
     def allowed(self, requests: int) -> int:
         """How many of so many may miss."""
@@ -78,6 +93,11 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
         """Both together; what limits is what the one with more misses says."""
         counts = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
         return Tally(**counts, limit=(self if self.late >= other.late else other).limit)
+
+
+def _times(bounds: Bounds) -> Slo:
+    """Each at least 1 ns, which is a bound; none is no promise."""
+    return Slo(*(None if ns is None else Target(ns=max(1, ns)) for ns in msgspec.structs.astuple(bounds)))
 
 
 _COUNTS = ("requests", "judged", "late", "ttft", "tpot")
@@ -201,7 +221,7 @@ def trial(
 ) -> tuple[Tally, list[Record]]:
     """`rate`: requests/s in all. Ends as soon as `enough` says so of what is known; the records are then those of an
     unfinished run."""
-    laid, requests = option.lay_out(), load.requests(rate, seed)
+    laid, requests = option.lay_out(), goal.promised(load.requests(rate, seed))
     watch = _Watch(goal, len(requests), enough)
     config = msgspec.structs.replace(laid.sim, slo=goal.slo, every_token=False)
     simulation = Simulation(config, laid.costs, watch)
@@ -216,8 +236,9 @@ def trial(
 
 
 def _judge(ended: Sequence[Record], goal: Goal) -> Tally:
-    bounds, late, ttft, tpot = goal.bounds, 0, 0, 0
+    late, ttft, tpot = 0, 0, 0
     for record in ended:
+        bounds = record.bounds(goal.slo)
         first, pace = record.ttft_ns, record.tpot_ns
         answered = record.outcome == COMPLETED and first is not None
         slow = not answered or (bounds.ttft_ns is not None and (first or 0) > bounds.ttft_ns)
@@ -245,9 +266,9 @@ def _limit(watch: _Watch, laid: Laid, goal: Goal, records: Sequence[Record]) -> 
 
 def _slow_start(goal: Goal, laid: Laid, first: Use, records: Sequence[Record]) -> str:
     """Why first tokens are late: most late prompts would have been late on an idle instance too, or they queued."""
-    bound = goal.bounds.ttft_ns or 0
-    late = [r for r in records if r.ttft_ns is not None and r.ttft_ns > bound]
-    alone = [laid.costs[0].request_ns(r.prompt_tokens, 1)[0] > bound for r in late]
+    bounds = [(r, r.bounds(goal.slo).ttft_ns or 0) for r in records]
+    late = [(r, bound) for r, bound in bounds if r.ttft_ns is not None and r.ttft_ns > bound]
+    alone = [laid.costs[0].request_ns(r.prompt_tokens, 1)[0] > bound for r, bound in late]
     if late and 2 * sum(alone) > len(late):
         return "prompt time"
     return "prefill queue" if len(laid.pools) > 1 else "queue"

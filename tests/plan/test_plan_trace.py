@@ -83,7 +83,7 @@ def test_bounds_know_that_prefixes_are_shared(file: str) -> None:
     promised = Slo.parse("ttft=400ms,tpot=100ms")
     space = Space(model="opt-13b", cluster=Cluster.parse("a100:2"), slo=promised, pps=[1], ratios=[(1, 1)], cost=COST)
     load, goal = load_of(file, 50), Goal(promised)
-    terms = Terms(goal=goal, load=load, seeds=[0, 1], rate_max=64.0, precision=0.0, step=0.5)
+    terms = Terms(goal=goal, load=load, seeds=[0, 1], rate_max=64.0, precision=0.0, step=1.0)
     sieve = Filter(load, goal, terms.seeds)
     for option in options(space):
         bounds = sieve.bounds(option)
