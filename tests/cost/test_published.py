@@ -290,6 +290,12 @@ def test_llumnix_copies_follow_their_line(model: str, within: float, place: int)
     assert line == pytest.approx(llumnix.COPY_MS[model][place], rel=within)
 
 
+@pytest.mark.parametrize("step", [prompts(700), decodes(8, 500)])
+def test_served_steps_take_so_much_longer_each(step: Features) -> None:
+    more = ms("llumnix/llama-7b/served", step) - ms("llumnix/llama-7b", step)
+    assert more == pytest.approx(llumnix.SERVED_MS)
+
+
 def test_recomputing_a_short_sequence_is_as_cheap_as_copying_it() -> None:
     assert llumnix.RECOMPUTE_MS["llama-7b"][0] < llumnix.COPY_MS["llama-7b"][0]
     assert llumnix.RECOMPUTE_MS["llama-7b"][5] > llumnix.COPY_MS["llama-7b"][5]
