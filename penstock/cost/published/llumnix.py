@@ -21,7 +21,7 @@ DECODE_MS = {
     "llama-30b": (65.74, 61.76, 59.15, 58.91, 60.64, 65.76),
 }
 
-#: What each step takes beyond that where Llumnix served, ms: with it the mean decode at L-L, 2.6 req/s, is the published
+#: What each step takes beyond that where Llumnix served, ms: with it the mean decode, L-L at 2.6 req/s is the published
 #: one, (25.4 - 0.303) s / 512 = 49 ms. One number from one point; the others of its figure 11 are there to check it.
 SERVED_MS = 5.5
 
@@ -67,7 +67,8 @@ def _fitted(model: str, more_ms: float = 0.0) -> Published:
         "licence": "Apache-2.0",
         "basis": f"derived: fitted to six published prefills (within {error}) and six decode steps of 8192 tokens; "
         "what a token of context takes assumes that KV is read at 600 GB/s"
-        + f"; {more_ms:g} ms a step more, so that the mean decode of fig. 11, L-L at 2.6 req/s, is met" * bool(more_ms),
+        + f"; {more_ms:g} ms a step more, so that the mean decode of fig. 11, L-L at 2.6 req/s, is met"
+        * bool(more_ms),
     }
-    about = f"{model.replace('llama', 'LLaMA').replace('b', 'B')}, {hardware}" + ", as served in fig. 11" * bool(more_ms)
-    return Published(cost, about, provenance)
+    about = f"{model.replace('llama', 'LLaMA').replace('b', 'B')}, {hardware}"
+    return Published(cost, about + ", as served in fig. 11" * bool(more_ms), provenance)
