@@ -2,6 +2,7 @@
 
     penstock plan --model llama-3.1-8b --hardware h200:8 --slo ttft=500ms,tpot=30ms --lengths azure-conv-2023
     penstock plan ... --rate 60 --output plan.yaml         the fewest GPUs that carry 60 requests/s
+    penstock plan ... --rate 60 --objective latency        the least P90 of E2E at 60 requests/s on all the GPUs
     penstock plan ... --policies fcfs --knob max_num_batched_tokens=256,512,1024,2048
     penstock plan --like distserve-simulator               DistServe's own example, under its own rules
 
@@ -25,12 +26,13 @@ from tqdm import tqdm
 
 from penstock.cli import deployed
 from penstock.core.slo import Slo
-from penstock.drivers.deployment import DelaySpec
+from penstock.drivers.deployment import DelaySpec, Deployment
 from penstock.metrics import curve_plot, plot
-from penstock.plan import finalists, idle, planned, report
+from penstock.plan import finalists, idle, latency, planned, report
 from penstock.plan.bounds import Bounds, Filter
+from penstock.plan.latency import Aim
 from penstock.plan.search import Answer, Terms, grid_max, search
-from penstock.plan.space import AFFINITIES, Cluster, Option, Space, options, repeated
+from penstock.plan.space import AFFINITIES, Cluster, Option, Space, as_one, options, repeated
 from penstock.plan.trial import Goal, Load
 from penstock.policies.bundles import ROWS
 
@@ -38,8 +40,8 @@ from penstock.policies.bundles import ROWS
 DEFAULTS: dict[str, Any] = {
     "target": 0.9, "policies": ["fcfs", "distserve"], "affinity": "high", "ratios": ["1:1", "2:1", "1:2"],
     "replicas": [1], "knob": [], "cost": "", "arrival": "poisson", "cv": 1.0, "num_prompts": 300, "duration": 60.0,
-    "seeds": 3,
-    "seed": 0, "precision": 0.05, "best": 3, "marginal": False,
+    "seeds": 3, "seed": 0, "objective": "goodput", "minimize": "e2e", "percentile": 90.0, "precision": 0.05, "best": 3,
+    "marginal": False,
 }  # fmt: skip
 _EXAMPLE = {
     "model": "opt-13b", "hardware": "a100:4", "slo": "ttft=200ms,tpot=100ms", "policies": ["distserve"],
@@ -75,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--target", type=float, help="share of requests that must keep it; default: 0.9")
     asked.add_argument("--marginal", action="store_const", const=True, help="TTFT and TPOT each with that share")
     asked.add_argument("--rate", type=float, metavar="R", help="requests/s: the fewest GPUs that carry them")
+    asked.add_argument("--objective", choices=("goodput", "latency"), help="latency: the least at --rate")
+    asked.add_argument("--minimize", choices=latency.METRICS, help="which latency; default: e2e")
+    asked.add_argument("--percentile", type=float, help="of it; default: 90")
     asked.add_argument("--like", choices=sorted(PRESETS), help="the flags of a published search; others win over them")
     space = parser.add_argument_group("what is searched")
     space.add_argument("--policies", nargs="+", choices=sorted(ROWS), help="default: fcfs distserve")
@@ -124,29 +129,83 @@ def main(args: argparse.Namespace) -> int:
         lengths=args.lengths or "", output_lengths=args.output_lengths, arrival=args.arrival, cv=args.cv,
         num_prompts=args.num_prompts, duration_s=args.duration, trace=args.trace or "",
     )  # fmt: skip
-    space, seeds = _space(args), range(args.seed, args.seed + args.seeds)
+    space = _space(args)
     every = _options(space, args.servable)
     goal = _goal(args, every, load)
-    possible, impossible = _sifted(every, Filter(load, goal, seeds))
-    rate_max = args.rate_max or grid_max(possible)
-    terms = Terms(
-        goal=goal, load=load, seeds=list(seeds), rate_max=rate_max, precision=args.precision,
-        step=args.step or rate_max / 1000, best=args.best,
-    )  # fmt: skip
+    seeds = list(range(args.seed, args.seed + args.seeds))
     with ExitStack() as stack:
         folder = args.results or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _claim(folder, space, terms, args.fresh)
-        answers = _search(possible, terms, folder / "search", args)
-        print(report.render(answers, impossible, terms))
-        if args.csv:
-            report.write_csv(answers, impossible, terms, args.csv)
-        carried = [answer for answer in answers if answer.rate]
-        if args.trace and carried:
-            terms = msgspec.structs.replace(terms, load=load.whole, seeds=[0])
-            carried = _on_the_whole(carried[: terms.best], terms, folder / "whole", args)
-        if carried and (args.finalists or args.plot):
-            _finalists(carried[: terms.best], terms, folder / "finalists", args)
-        return _conclude(carried, space, terms, folder / ("whole" if args.trace else "search"), args, said)
+        _claim(folder, space, [goal, load, seeds], args.fresh)
+        terms = Terms(
+            goal=goal, load=load, seeds=seeds, rate_max=args.rate_max or 0.0, precision=args.precision,
+            step=args.step or 0.0, best=args.best,
+        )  # fmt: skip
+        if args.objective == "latency":
+            return _latency(every, space, terms, folder, args, said)
+        return _goodput(every, space, terms, folder, args, said)
+
+
+def _goodput(every: list[Option], space: Space, terms: Terms, folder: Path, args: argparse.Namespace, said: str) -> int:
+    """Search, report, conclude."""
+    possible, impossible = _sifted(every, Filter(terms.load, terms.goal, terms.seeds))
+    rate_max = terms.rate_max or grid_max(possible)
+    terms = msgspec.structs.replace(terms, rate_max=rate_max, step=terms.step or rate_max / 1000)
+    answers = _search(possible, terms, folder / "search", args)
+    print(report.render(answers, impossible, terms))
+    if args.csv:
+        report.write_csv(answers, impossible, terms, args.csv)
+    carried = [answer for answer in answers if answer.rate]
+    if args.trace and carried:
+        terms = msgspec.structs.replace(terms, load=terms.load.whole, seeds=[0])
+        carried = _on_the_whole(carried[: terms.best], terms, folder / "whole", args)
+    if carried and (args.finalists or args.plot):
+        _finalists(carried[: terms.best], terms, folder / "finalists", args)
+    return _conclude(carried, space, terms, folder / ("whole" if args.trace else "search"), args, said)
+
+
+def _latency(every: list[Option], space: Space, terms: Terms, folder: Path, args: argparse.Namespace, said: str) -> int:
+    """Every option as often as the cluster holds it, at one rate."""
+    aim = Aim(args.rate, args.minimize, args.percentile)
+    sieve = Filter(terms.load, terms.goal, terms.seeds) if terms.goal.slo.ttft else None
+    fitting = [as_one(option, space.cluster.gpus // option.gpus) for option in every if not option.reason]
+    possible, impossible = _able(fitting, aim, sieve)
+    impossible = [option for option in every if option.reason] + impossible
+    if not possible:
+        raise ValueError(f"nothing carries {aim.rate:g} req/s:\n" + report.reasons(impossible))
+    finals = msgspec.structs.replace(terms, load=terms.load.whole, seeds=[0]) if args.trace else terms
+    total = len(possible) + min(terms.best, len(possible)) * len(finals.seeds)
+    with tqdm(total=total, unit="run", disable=args.disable_tqdm or None) as bar:
+        found = latency.least(possible, aim, terms, finals, folder / f"least-{aim.metric}", args.jobs, bar.update)
+    reasons = [(one, one.reason(terms)) for one in found]
+    kept = [one for one, reason in reasons if not reason]
+    impossible += [msgspec.structs.replace(one.option, reason=reason) for one, reason in reasons if reason]
+    print(report.latencies(kept, impossible, aim, finals))
+    if args.csv:
+        report.write_latencies(kept, impossible, aim, terms, args.csv)
+    if not kept:
+        print(f"Nothing carries {aim.rate:g} req/s.")
+        return 1
+    best = kept[0]
+    what = f"{aim} {best.ms(aim):.4g} ms at {aim.rate:g} req/s on {best.option.gpus} GPUs"
+    print(f"Best: {best.option.name}: {what}.")
+    if args.output:
+        share = best.tally.share(terms.goal) if terms.goal.slo else None
+        _write(best.option.deployment, [best.option.name, what], aim.rate, share, finals, args, said)
+    return 0
+
+
+def _able(options: list[Option], aim: Aim, sieve: Filter | None) -> tuple[list[Option], list[Option]]:
+    """Those that may carry the rate within the SLO, and those of which bounds know that they do not."""
+    possible: list[Option] = []
+    impossible: list[Option] = []
+    for option in options:
+        bounds = sieve.bounds(option) if sieve is not None else None
+        if bounds is None or bounds.high > aim.rate:
+            possible.append(option)
+        else:
+            most = f"at most {bounds.high:.4g} req/s within the SLO: " if bounds.high else ""
+            impossible.append(msgspec.structs.replace(option, reason=most + bounds.limit))
+    return possible, impossible
 
 
 def _filled(args: argparse.Namespace) -> argparse.Namespace:
@@ -161,13 +220,18 @@ def _filled(args: argparse.Namespace) -> argparse.Namespace:
             args.knob = [*value, *args.knob]
     if args.trace and (args.lengths or args.output_lengths):
         raise ValueError("--trace has lengths of its own: leave --lengths and --output-lengths out")
-    for name in ("model", "hardware", "slo", *(["lengths"] if not args.trace else [])):
+    needed = ["model", "hardware"] + ["slo"] * (args.objective == "goodput") + ["lengths"] * (not args.trace)
+    for name in needed:
         if getattr(args, name) is None:
             raise ValueError(f"give --{name}, or a preset with --like")
     for name in ("num_prompts", "seeds", "best", "jobs", "rate", "rate_max", "step"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if args.objective == "latency" and not args.rate:
+        raise ValueError("--objective latency: the least at which --rate?")
+    if not 0 < args.percentile < 100:
+        raise ValueError(f"--percentile {args.percentile:g}: must be above 0 and below 100")
     if args.duration < 0:
         raise ValueError(f"--duration {args.duration:g}: must be 0 or more")
     if not 0 <= args.precision < 1:
@@ -177,7 +241,7 @@ def _filled(args: argparse.Namespace) -> argparse.Namespace:
 
 def _goal(args: argparse.Namespace, every: list[Option], load: Load) -> Goal:
     """Says what multiples are of, if there are any."""
-    slo = Slo.parse(args.slo)
+    slo = Slo.parse(args.slo or "")
     if not slo.relative:
         return Goal(slo, args.target, args.marginal)
     found, instance = idle.reference(every, load, args.seed)
@@ -191,7 +255,7 @@ def _space(args: argparse.Namespace) -> Space:
     return Space(
         model=args.model,
         cluster=Cluster.parse(args.hardware),
-        slo=Slo.parse(args.slo),
+        slo=Slo.parse(args.slo or ""),
         policies=args.policies,
         affinity=args.affinity,
         tps=args.tp or (),
@@ -258,13 +322,13 @@ def _sifted(all_options: list[Option], sieve: Filter) -> tuple[list[tuple[Option
     return possible, impossible
 
 
-def _claim(folder: Path, space: Space, terms: Terms, fresh: bool) -> None:
+def _claim(folder: Path, space: Space, what: list[Any], fresh: bool) -> None:
     """Runs in a folder are of one setting. Raises ValueError where they are of another."""
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     # What only decides which options there are, and how far they are searched, may change.
     same = msgspec.structs.replace(space, tps=(), pps=(), ratios=(), replicas=(), policies=(), knobs={})
-    said = msgspec.json.format(msgspec.json.encode([same, terms.goal, terms.load, list(terms.seeds)]), indent=1)
+    said = msgspec.json.format(msgspec.json.encode([same, *what]), indent=1)
     path = folder / "plan.json"
     if path.exists() and path.read_bytes() != said:
         raise ValueError(f"{folder} has the runs of another plan: give another --results, or --fresh")
@@ -317,10 +381,18 @@ def _conclude(
     times = f"{units} x " if units > 1 else ""
     print(f"Best: {times}{option.name}: {what}, {100 * terms.goal.target:g} % within {terms.goal.slo}.")
     if args.output:
-        longest = msgspec.structs.replace(terms.load, num_prompts=terms.load.most)
-        workload = planned.numbers(longest.requests(rate, terms.seeds[0]))
         share = finalists.attained(option, units, rate, terms)
-        plan = planned.keep(repeated(option, units), said, rate, terms.goal.target, share, workload)
-        report.write_plan(plan, [f"{times}{option.name}", f"carries {what}"], args.output)
-        print(f"penstock simulate --config {args.output} runs it, penstock serve --plan {args.output} serves it.")
+        _write(repeated(option, units), [f"{times}{option.name}", f"carries {what}"], rate, share, terms, args, said)
     return 0
+
+
+def _write(
+    deployment: Deployment, on_top: list[str], rate: float, share: float | None, terms: Terms,
+    args: argparse.Namespace, said: str,
+) -> None:  # fmt: skip
+    """The plan, and what it is for; `share` of the requests keeps the SLO."""
+    longest = msgspec.structs.replace(terms.load, num_prompts=terms.load.most)
+    workload = planned.numbers(longest.requests(rate, terms.seeds[0]))
+    plan = planned.keep(deployment, said, rate, terms.goal.target, share, workload)
+    report.write_plan(plan, on_top, args.output)
+    print(f"penstock simulate --config {args.output} runs it, penstock serve --plan {args.output} serves it.")

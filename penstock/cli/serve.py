@@ -135,7 +135,8 @@ def _say_deployment(path: str, deployment: Deployment) -> None:
     if keys := deployed.unserved(deployment):
         _say(f"{path}: of the machine that was simulated, and not used here: {', '.join(keys)}")
     if planned := deployment.planned:
-        _say(f"planned for {planned.rate:g} req/s, {100 * planned.target:g} % within {deployment.slo}")
+        within = f", {100 * planned.target:g} % within {deployment.slo}" if deployment.slo else ""
+        _say(f"planned for {planned.rate:g} req/s{within}")
 
 
 def _with_config(args: argparse.Namespace) -> argparse.Namespace:

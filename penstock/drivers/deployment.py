@@ -156,7 +156,8 @@ class PlannedSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     #: What was typed, without where its results went.
     command: str
-    #: Requests/s in all that it carries: this share keeps the SLO; and the share that kept it in the twin.
+    #: Requests/s in all that it carries: this share keeps the SLO; and the share that kept it in the twin, if there is
+    #: an SLO.
     rate: Positive
     target: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.9
     attained: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None

@@ -75,9 +75,11 @@ class _Side:
 
 
 class Filter:
-    """Bounds for options under one workload and goal."""
+    """Bounds for options under one workload and goal. Raises ValueError for an SLO without TTFT."""
 
     def __init__(self, load: Load, goal: Goal, seeds: Sequence[int]) -> None:
+        if not goal.slo.ttft:
+            raise ValueError("planning needs an SLO for TTFT at least, as in ttft=500ms,tpot=50ms")
         self._load, self._goal = load, goal
         drawn = [load.requests(FREE, seed) for seed in seeds]
         self._prompts = np.array([r.prompt_tokens for run in drawn for r in run], float)

@@ -20,7 +20,7 @@ from penstock.metrics.curves import Judged, Point, Series
 from penstock.metrics.layout import Cell, Origin
 from penstock.plan.bounds import Bounds, Filter
 from penstock.plan.search import Answer, Terms, Trials, find, processes
-from penstock.plan.space import Option, repeated
+from penstock.plan.space import Option, as_one
 from penstock.plan.trial import Load, Tally, trial
 
 #: Of the rate that was found.
@@ -129,7 +129,4 @@ def _carries(option: Option, units: int, rate: float, terms: Terms, folder: Path
 
 def _whole(option: Option, units: int, terms: Terms) -> tuple[Option, Load]:
     """Units as one option; and as many requests a unit as one of them was tried with."""
-    whole = msgspec.structs.replace(
-        option, name=f"{units}x {option.name}", gpus=units * option.gpus, deployment=repeated(option, units)
-    )
-    return whole, msgspec.structs.replace(terms.load, num_prompts=units * terms.load.num_prompts)
+    return as_one(option, units), msgspec.structs.replace(terms.load, num_prompts=units * terms.load.num_prompts)

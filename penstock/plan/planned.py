@@ -30,11 +30,11 @@ def numbers(requests: Sequence[Request]) -> WorkloadSpec:
 
 
 def keep(
-    deployment: Deployment, command: str, rate: float, target: float, attained: float, workload: WorkloadSpec
+    deployment: Deployment, command: str, rate: float, target: float, attained: float | None, workload: WorkloadSpec
 ) -> Deployment:
     """With what it was planned for."""
     spec = PlannedSpec(
-        command=command, rate=_short(rate), target=target, attained=_short(attained),
+        command=command, rate=_short(rate), target=target, attained=None if attained is None else _short(attained),
         workload=workload,
     )  # fmt: skip
     return msgspec.structs.replace(deployment, planned=spec)

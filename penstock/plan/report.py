@@ -11,6 +11,7 @@ import yaml
 from penstock.drivers.deployment import Deployment
 from penstock.metrics.confidence import Interval
 from penstock.metrics.curves import Series
+from penstock.plan.latency import Aim, Timed
 from penstock.plan.search import Answer, Terms
 from penstock.plan.space import Option
 
@@ -36,6 +37,38 @@ def render(answers: Sequence[Answer], impossible: Sequence[Option], terms: Terms
     if impossible:
         lines += [f" Cannot be: {len(impossible)} ".center(_WIDTH, "-"), reasons(impossible)]
     return "\n".join([*lines, "-" * _WIDTH, *_notes(terms), "=" * _WIDTH])
+
+
+def latencies(found: Sequence[Timed], impossible: Sequence[Option], aim: Aim, terms: Terms, rows: int = 10) -> str:
+    """The least, and what cannot be at that rate."""
+    head = f"{'ms':>11}{'GPUs':>6}{'attained':>10}  option"
+    lines = [f" Least {aim} at {aim.rate:g} req/s ".center(_WIDTH, "="), head]
+    for one in found[:rows]:
+        share = f"{100 * one.tally.share(terms.goal):.1f} %" if terms.goal.slo else ""
+        lines.append(f"{one.ms(aim):>11.4g}{one.option.gpus:>6}{share:>10}  {one.option.name}")
+    lines += [f"and {len(found) - rows} more"] * (len(found) > rows)
+    if impossible:
+        lines += [f" Cannot be at that rate: {len(impossible)} ".center(_WIDTH, "-"), reasons(impossible)]
+    said = f"; {100 * terms.goal.target:g} % must keep {terms.goal.slo}" if terms.goal.slo else ""
+    notes = [
+        f"Each option as often as the GPUs hold it, {terms.load.count(aim.rate)} requests a run,",
+        f"{terms.load.said}{said}.",
+        f"One run of each, {len(terms.seeds)} of the first {terms.best}.",
+    ]
+    return "\n".join([*lines, "-" * _WIDTH, *notes, "=" * _WIDTH])
+
+
+def write_latencies(
+    found: Sequence[Timed], impossible: Sequence[Option], aim: Aim, terms: Terms, path: str | Path
+) -> None:
+    """A row an option, those that cannot be included. Raises OSError."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("option", "gpus", f"p{aim.percentile:g}_{aim.metric}_ms", "attained", "limit"))
+        for one in found:
+            share = one.tally.share(terms.goal) if terms.goal.slo else ""
+            writer.writerow([one.option.name, one.option.gpus, one.ms(aim), share, ""])
+        writer.writerows([option.name, option.gpus, "", "", option.reason] for option in impossible)
 
 
 def whole(answers: Sequence[Answer], terms: Terms) -> str:

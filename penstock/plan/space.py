@@ -127,6 +127,15 @@ def repeated(option: Option, times: int) -> Deployment:
     return msgspec.structs.replace(option.deployment, pools=pools)
 
 
+def as_one(option: Option, times: int) -> Option:
+    """The unit so often, as one option."""
+    if times == 1:
+        return option
+    return msgspec.structs.replace(
+        option, name=f"{times}x {option.name}", gpus=times * option.gpus, deployment=repeated(option, times)
+    )
+
+
 def pairs(space: Space) -> list[Pair]:
     """One instance for prompts and one for decoding on the cluster's GPUs, as DistServe's search enumerates them."""
     cluster, low = space.cluster, space.affinity == "low"

@@ -44,8 +44,6 @@ class Goal(msgspec.Struct, frozen=True):
     idle: Idle | None = None
 
     def __post_init__(self) -> None:
-        if not self.slo.ttft:
-            raise ValueError("planning needs an SLO for TTFT at least, as in ttft=500ms,tpot=50ms")
         if self.slo.relative and self.idle is None:
             raise ValueError(f"the SLO {self.slo}: what is an idle TTFT? Multiples need the times that they are of")
         if not 0 < self.target < 1:

@@ -132,4 +132,4 @@ def test_finalists_are_whole_runs_of_every_seed(searched: tuple[Path, list[Answe
 @pytest.mark.parametrize("slo", ["tpot=50ms", "ttft=3x,tpot=50ms", ""])
 def test_goals_without_a_time_to_first_token_are_refused(slo: str) -> None:
     with pytest.raises(ValueError, match="TTFT"):
-        Goal(Slo.parse(slo))
+        Filter(LOAD, Goal(Slo.parse(slo)), [0])
