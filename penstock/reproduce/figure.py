@@ -58,12 +58,14 @@ class SpaceSpec(_Spec, frozen=True, kw_only=True):
     pps: list[int] = []
     cost: str = ""
     pool: dict[str, Any] = {}
+    move_gb_per_s: float | None = None
 
     def options(self, slo: Slo) -> list[Option]:
         """Those that can be."""
         space = Space(
             model=self.model, cluster=Cluster.parse(self.cluster), slo=slo, policies=self.policies,
             affinity=self.affinity, tps=self.tps, pps=self.pps, ratios=((1, 1),), cost=self.cost, pool=self.pool,
+            move_gb_per_s=self.move_gb_per_s,
         )  # fmt: skip
         return [option for option in options(space) if not option.reason]
 
@@ -128,6 +130,8 @@ class Claim(_Spec, frozen=True, kw_only=True):
     of: str = ""
     #: As a multiple of this row's.
     over: str = ""
+    #: Of this number, if not the panel's.
+    y: str = ""
     #: At this x, or max, min, mean, all over those that both have; `all`: the one that is furthest from the claim.
     at: float | str = "mean"
     level: float | None = None
@@ -259,7 +263,7 @@ def _begins(name: str, start: str) -> bool:
 
 def load(name: str, scale: str = "full") -> Figure:
     """Raises ValueError that says what is wrong in the file, and where it cannot be had at that scale."""
-    raw = _raw(name)
+    raw = dict(_raw(name))
     over = {key: raw.pop(key, None) for key in SCALES[1:]}
     if scale != "full":
         if over[scale] is None:
