@@ -98,7 +98,7 @@ class Ledger:
 
     def begin(self, arrival_s: float, prompt: int, slo: Slo) -> Answer:
         self.open += 1
-        self.metrics.accepted(prompt)
+        self.metrics.accepted(prompt, arrival_s)
         return Answer(self, arrival_s, prompt, slo)
 
     def refused(self, answers: int, slo: Slo) -> None:

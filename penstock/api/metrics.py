@@ -87,6 +87,15 @@ class Metrics:
         )
         self._prompt_sizes = self._histogram("request_prompt_tokens", "Prompt tokens of an accepted answer", _TOKENS)
         self._answer_sizes = self._histogram("request_generation_tokens", "Output tokens of an ended answer", _TOKENS)
+        self._gaps = Histogram(
+            "penstock_request_interarrival_seconds", "Between the arrivals of accepted requests", ("model_name",),
+            buckets=_LATENCY_S, registry=self._registry,
+        ).labels(model)  # fmt: skip
+        self._gap_squares = self._squares("request_interarrival_seconds")
+        self._prompt_squares = self._squares("request_prompt_tokens")
+        self._answer_squares = self._squares("request_generation_tokens")
+        #: When the last accepted request arrived.
+        self._arrived_s: float | None = None
         self._finished = Counter(
             "penstock_request_success", "Ended answers by reason", ("model_name", "finished_reason"), registry=None
         )
@@ -121,9 +130,15 @@ class Metrics:
         for reason in ("stop", "length", "abort", "error"):
             self._finished.labels(model, reason)
 
-    def accepted(self, prompt: int) -> None:
+    def accepted(self, prompt: int, arrival_s: float) -> None:
+        """An answer; all those of a request have the same arrival."""
         self._prompts.inc(prompt)
         self._prompt_sizes.observe(prompt)
+        self._prompt_squares.inc(prompt**2)
+        before, self._arrived_s = self._arrived_s, max(arrival_s, self._arrived_s or arrival_s)
+        if before not in (None, arrival_s):
+            self._gaps.observe(self._arrived_s - before)
+            self._gap_squares.inc((self._arrived_s - before) ** 2)
 
     def generated(self, tokens: int) -> None:
         self._generated.inc(tokens)
@@ -139,6 +154,7 @@ class Metrics:
     def finished(self, reason: str, e2e_s: float | None, tpot_s: float | None, tokens: int) -> None:
         self._finished.labels(self._model, reason).inc()
         self._answer_sizes.observe(tokens)
+        self._answer_squares.inc(tokens**2)
         if e2e_s is not None:
             self._e2e.observe(e2e_s)
         if tpot_s is not None:
@@ -178,6 +194,13 @@ class Metrics:
     def _counter(self, name: str, about: str) -> Counter:
         counter = Counter(f"penstock_{name}", about, ("model_name",), registry=None)
         self._publish(counter)
+        return counter.labels(self._model)
+
+    def _squares(self, name: str) -> Counter:
+        """Of what a histogram has the sum of: both give a standard deviation."""
+        counter = Counter(
+            f"penstock_{name}_squared", f"Sum of squares of {name}", ("model_name",), registry=self._registry
+        )
         return counter.labels(self._model)
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:

@@ -4,6 +4,7 @@
     penstock plan ... --rate 60 --output plan.yaml         the fewest GPUs that carry 60 requests/s
     penstock plan ... --rate 60 --objective latency        the least P90 of E2E at 60 requests/s on all the GPUs
     penstock plan ... --policies fcfs --knob max_num_batched_tokens=256,512,1024,2048
+    penstock plan --watch http://127.0.0.1:8000 plan.yaml  says when the workload is no longer what was planned for
     penstock plan --like distserve-simulator               DistServe's own example, under its own rules
 
 Every way to lay the model on the GPUs that --hardware NAME:GPUSxNODES names is tried at rates that bisection chooses;
@@ -66,7 +67,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 #: Flags that say how to search and where results go, not what for.
-_PASSING = ("jobs", "results", "fresh", "output", "csv", "finalists", "plot", "disable_tqdm")
+_PASSING = (
+    "jobs", "results", "fresh", "output", "csv", "finalists", "plot", "disable_tqdm", "plan", "watch", "interval",
+    "drift", "once",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,32 +121,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--finalists", action="store_true", help="run the best over rates, and say what they attain")
     output.add_argument("--plot", metavar="PNG", help="draw that")
     output.add_argument("--disable-tqdm", action="store_true", help="no progress bar")
+    watch = parser.add_argument_group("watch")
+    watch.add_argument("plan", nargs="?", type=Path, help="what --output wrote, for --watch")
+    watch.add_argument(
+        "--watch", metavar="URL", help="say when the workload of this server is not what was planned for"
+    )
+    watch.add_argument("--interval", type=float, default=60.0, metavar="S", help="between looks (default: %(default)s)")
+    watch.add_argument("--drift", type=float, default=0.2, help="what counts, as a share (default: %(default)s)")
+    watch.add_argument("--once", action="store_true", help="one look; the exit status is 1 if it drifted")
 
 
 def main(args: argparse.Namespace) -> int:
-    """0 if some option carries some rate, and --rate if that is asked for."""
-    said = planned.words(args, _PASSING)
-    args = _filled(args)
+    """0 if some option carries some rate, and --rate if that is asked for; with --watch, see there."""
+    if args.watch or args.plan:
+        from penstock.cli import plan_watch  # which uses this
+
+        return plan_watch.main(args)
+    said = command(args)
+    every, space, terms = asked(args)
     if args.plot:
         plot.check()
+    with ExitStack() as stack:
+        folder = args.results or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        _claim(folder, space, [terms.goal, terms.load, terms.seeds], args.fresh)
+        if args.objective == "latency":
+            return _latency(every, space, terms, folder, args, said)
+        return _goodput(every, space, terms, folder, args, said)
+
+
+def command(args: argparse.Namespace) -> str:
+    """What says the same, but for how to search and where results go."""
+    return planned.words(args, _PASSING)
+
+
+def asked(args: argparse.Namespace) -> tuple[list[Option], Space, Terms]:
+    """What the flags mean, those that are missing filled in: all options, what they are from, and how to search."""
+    args = _filled(args)
     load = Load(
         lengths=args.lengths or "", output_lengths=args.output_lengths, arrival=args.arrival, cv=args.cv,
         num_prompts=args.num_prompts, duration_s=args.duration, trace=args.trace or "",
     )  # fmt: skip
     space = _space(args)
     every = _options(space, args.servable)
-    goal = _goal(args, every, load)
     seeds = list(range(args.seed, args.seed + args.seeds))
-    with ExitStack() as stack:
-        folder = args.results or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        _claim(folder, space, [goal, load, seeds], args.fresh)
-        terms = Terms(
-            goal=goal, load=load, seeds=seeds, rate_max=args.rate_max or 0.0, precision=args.precision,
-            step=args.step or 0.0, best=args.best,
-        )  # fmt: skip
-        if args.objective == "latency":
-            return _latency(every, space, terms, folder, args, said)
-        return _goodput(every, space, terms, folder, args, said)
+    terms = Terms(
+        goal=_goal(args, every, load), load=load, seeds=seeds, rate_max=args.rate_max or 0.0,
+        precision=args.precision, step=args.step or 0.0, best=args.best,
+    )  # fmt: skip
+    return every, space, terms
 
 
 def _goodput(every: list[Option], space: Space, terms: Terms, folder: Path, args: argparse.Namespace, said: str) -> int:

@@ -312,7 +312,7 @@ def mean_wait_s(rate: float, service_s: Array, cv: float = 1.0) -> float:
     mean, square = float(service_s.mean()), float((service_s**2).mean())
     if rate * mean >= 1:
         return float("inf")
-    spread = square / mean**2 - 1
+    spread = max(0.0, square / mean**2 - 1)
     return rate * square / (2 * (1 - rate * mean)) * (cv**2 + spread) / (1 + spread)
 
 

@@ -65,3 +65,8 @@ def test_equal_prompts_wait_as_in_the_md1_queue() -> None:
 def test_exponential_service_waits_as_in_the_mm1_queue() -> None:
     service = np.random.default_rng(0).exponential(0.1, 200_000)
     assert mean_wait_s(5.0, service) == pytest.approx(0.5 / (1 - 0.5) * 0.1, rel=0.03)
+
+
+def test_even_arrivals_of_equal_prompts_do_not_wait() -> None:
+    for service_s in (0.02519438, 0.1, 1 / 3):
+        assert 0 <= mean_wait_s(0.5 / service_s, np.full(60, service_s), cv=0.0) < 1e-12
