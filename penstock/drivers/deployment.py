@@ -94,11 +94,13 @@ class DelaySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class FailureSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An instance that fails, by its number over all pools; `down_s` None: it does not come back."""
+    """An instance that fails, by its number over all pools; `down_s` None: it does not come back. `drain`: it is
+    emptied instead, and goes once its requests have moved."""
 
     instance: Annotated[int, msgspec.Meta(ge=0)]
     at_s: Amount
     down_s: Amount | None = None
+    drain: bool = False
 
 
 class MoveSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -225,6 +227,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             if failure.instance >= count:
                 there = f"there is no instance {failure.instance}, they go from 0 to {count - 1}"
                 raise ValueError(f"failures[{number}].instance: {there}")
+            if failure.drain and failure.down_s is not None:
+                raise ValueError(f"failures[{number}].down_s: an instance that drains does not come back: leave it out")
 
 
 #: Key -> what stands below it.
@@ -415,7 +419,7 @@ def _predictor(pool: PoolSpec, cost: Model) -> Model | None:
 
 def _failure(spec: FailureSpec) -> Failure:
     down_ns = None if spec.down_s is None else round(spec.down_s * SECOND)
-    return Failure(instance=spec.instance, at_ns=round(spec.at_s * SECOND), down_ns=down_ns)
+    return Failure(instance=spec.instance, at_ns=round(spec.at_s * SECOND), down_ns=down_ns, drain=spec.drain)
 
 
 def _need(deployment: Deployment, pool: PoolSpec, what: str, instead: str) -> None:

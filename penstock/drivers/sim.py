@@ -46,6 +46,7 @@ from penstock.core.events import (
     Asked,
     Cancelled,
     ClusterEvent,
+    Drain,
     Ended,
     Executed,
     InstanceEvent,
@@ -111,11 +112,13 @@ class Delays(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance is gone at `at_ns` with all that it held, and starts again `down_ns` later; None: never."""
+    """An instance is gone at `at_ns` with all that it held, and starts again `down_ns` later; None: never. `drain`: it
+    is told to empty itself instead, and goes once it has."""
 
     instance: int
     at_ns: int
     down_ns: int | None = None
+    drain: bool = False
 
 
 class SimConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -593,6 +596,8 @@ class Simulation:
         member = self.members[failure.instance]
         if self._named.get(member.name) is not member:
             return
+        if failure.drain:
+            return self._feed_cluster(Drain(member.name))
         self._catch_up(member)
         for stretch in member.flights:
             stretch.alive = False

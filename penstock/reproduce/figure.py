@@ -82,6 +82,8 @@ class RowSpec(_Spec, frozen=True, kw_only=True):
     #: Over the figure's load, and GPUs that count, where not all do.
     load: dict[str, Any] = {}
     gpus: int | None = None
+    #: It is not told which requests are urgent.
+    blind: bool = False
     #: Flags of `penstock serve`, for `--live`.
     serve: list[str] = []
     #: It is not of the paper: what is usual today.

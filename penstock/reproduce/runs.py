@@ -90,13 +90,15 @@ def cell(figure: Figure, key: str, row: str, x: float, option: str = "") -> Cell
     load = figure.load_of(row, panel.at.get(x, {}))
     rate, cv = panel.rate if panel.rate is not None else load.rate, panel.cv or load.cv
     at = x if panel.over == "at" else None
+    # Panels over the same changes show the same runs.
+    first = next(name for name, other in figure.panels.items() if other.at == panel.at)
     return Cell(
-        row=row, option=option, requests=load.requests, at=at, panel=key if at is not None else "",
+        row=row, option=option, requests=load.requests, at=at, panel=first if at is not None else "",
         rate=x if panel.over == "rate" else rate, cv=x if panel.over == "cv" else cv,
     )  # fmt: skip
 
 
-def y_of(figure: Figure, panel: Panel, numbers: Numbers, x: float) -> float | None:
+def y_of(panel: Panel, numbers: Numbers, x: float) -> float | None:
     """What the panel shows of a run; None where the run has no such number."""
     if panel.over == "slo_scale":
         return numbers.scales.get(f"{x:g}")
@@ -104,9 +106,10 @@ def y_of(figure: Figure, panel: Panel, numbers: Numbers, x: float) -> float | No
     return None if value is None else value * panel.times
 
 
-def line(store: Store, key: str, row: str) -> list[tuple[float, float]]:
-    """(x, y) of what has been run; empty where nothing was."""
+def line(store: Store, key: str, row: str, y: str = "") -> list[tuple[float, float]]:
+    """(x, y) of what has been run; empty where nothing was. `y`: another number than the panel's."""
     figure, panel = store.figure, store.figure.panels[key]
+    shown = msgspec.structs.replace(panel, y=y, times=1.0) if y else panel
     option = best(store, key, row) if figure.rows[row].best_of is not None else ""
     if option is None:
         return []
@@ -115,9 +118,9 @@ def line(store: Store, key: str, row: str) -> list[tuple[float, float]]:
         numbers = store.get(cell(figure, key, row, place, option))
         if numbers is None:
             continue
-        x, y = numbers.values.get(panel.x, place) if panel.x else place, y_of(figure, panel, numbers, place)
-        if y is not None:
-            found.append((x, y))
+        x, value = numbers.values.get(panel.x, place) if panel.x else place, y_of(shown, numbers, place)
+        if value is not None:
+            found.append((x, value))
     return found
 
 
@@ -128,7 +131,7 @@ def best(store: Store, key: str, row: str) -> str | None:
     found: list[tuple[float, str]] = []
     for option in candidates(figure, row):
         numbers = store.get(cell(figure, key, row, hardest, option))
-        y = y_of(figure, panel, numbers, hardest) if numbers is not None else None
+        y = y_of(panel, numbers, hardest) if numbers is not None else None
         if y is None:
             return None
         found.append((-y, option))
@@ -219,7 +222,7 @@ def in_twin(figure: Figure, one: Cell, repeat: int) -> Numbers:
     each = gpus if load.per_gpu else 1
     asked = twin.requests(load, one.rate * each, one.requests * each, one.cv, load.seed + repeat)
     staged = any(panel.y.startswith(("stage_", "transfer_ms")) for panel in figure.panels.values())
-    found = twin.run(deployment, asked, figure.promise, figure.slo_scales, staged)
+    found = twin.run(deployment, asked, figure.promise, figure.slo_scales, staged, blind=spec.blind)
     return msgspec.structs.replace(found, values=found.values | {"gpus": float(gpus)})
 
 

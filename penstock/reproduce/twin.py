@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from penstock.core.commands import InstanceCommand, Release
@@ -38,11 +39,18 @@ def requests(load: LoadSpec, rate: float, count: int, cv: float, seed: int) -> l
 
 
 def run(
-    deployment: Deployment, asked: Sequence[Request], slo: Slo, scales: Sequence[float] = (), stages: bool = False
+    deployment: Deployment,
+    asked: Sequence[Request],
+    slo: Slo,
+    scales: Sequence[float] = (),
+    stages: bool = False,
+    *,
+    blind: bool = False,
 ) -> Numbers:
-    """Serve them in the twin."""
+    """Serve them in the twin. `blind`: it is not told who is urgent."""
     watched = Watched(deployment, stages)
-    records = watched.run(asked)
+    alike = [msgspec.structs.replace(request, priority=0) for request in asked] if blind else asked
+    records = watched.run(alike)
     found = of_records(records, slo, scales)
     end_ns = round(asked[-1].arrival_s * SECOND) or 1
     values = found.values | {
@@ -79,6 +87,8 @@ class _Seen:
         self.transfers: list[float] = []
         #: job -> ns that its copies took.
         self.copied_ns: dict[int, int] = {}
+        #: Jobs that went on elsewhere, copied or not.
+        self.switched: set[int] = set()
         self._looked_ns = 0
         self._shares: list[float] = []
 
@@ -109,6 +119,8 @@ class _Seen:
 
     def moved(self, instance: int, to: int | None, ended: MoveEnded, now_ns: int) -> None:
         """See `sim.Observer`."""
+        if not ended.reason:
+            self.switched.add(ended.job)
         if ended.copied and not ended.reason:
             took = sum(ended.phases[1:3])
             self.transfers.append(took / MS)
@@ -153,7 +165,7 @@ class Watched(Simulation):
     def halts(self, records: Sequence[Record]) -> dict[str, float]:
         """Of requests that moved while they ran."""
         found = []
-        for job in self.seen.copied_ns:
+        for job in sorted(self.seen.switched):
             gaps = np.diff(records[job].times_ns)
             if len(gaps) > 2:
                 found.append((gaps.max() - np.median(gaps)) / MS)
