@@ -54,7 +54,7 @@ def _judge(store: Store, claim: Claim) -> Verdict:
 
 
 def _line(store: Store, claim: Claim, row: str) -> Line:
-    found = line(store, claim.panel, row)
+    found = line(store, claim.panel, row, claim.y)
     if not found:
         raise _Unknown(f"{row} has not been run")
     return found

@@ -44,7 +44,7 @@ def write_csv(store: Store, path: Path) -> None:
             for row in figure.lines(panel):
                 for place in panel.places:
                     numbers = _numbers(store, key, row, place)
-                    ours = y_of(figure, panel, numbers, place) if numbers is not None else None
+                    ours = y_of(panel, numbers, place) if numbers is not None else None
                     theirs = paper.get((key, row, place))
                     if ours is not None or theirs is not None:
                         writer.writerow((key, row, f"{place:g}", "" if ours is None else f"{ours:.6g}", theirs))

@@ -6,7 +6,8 @@ ttft_mean_s, _p50_s, _p90_s, _p99_s;  tpot_mean_ms, _p50_ms, _p90_ms, _p99_ms;  
 urgent_*, normal_*   the same of these requests, where some are urgent
 loss_s               what preemptions cost a request on average: from each to the next token, less a step
 instances, gpus      on average while requests came
-stage_*              shares of all requests' time: prefill queue, prefill, transfer, decode queue, decode
+stage_*, each_*      shares of all requests' time, and the mean of each request's shares: prefill queue, prefill,
+                     transfer, decode queue, decode
 halt_mean_ms         the longest gap between a request's tokens, less its median gap
 fragmented_mean      share of all KV that is free, but not where heads of queues could use it
 """

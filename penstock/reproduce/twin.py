@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 
 from penstock.core.commands import InstanceCommand, Release
-from penstock.core.move import MoveEnded
+from penstock.core.events import InstanceEvent
+from penstock.core.move import MoveEnded, Pull, Pulled
 from penstock.core.slo import MS, SECOND, Slo
 from penstock.core.step import Features, StepPlan
 from penstock.drivers.deployment import Deployment, lay_out
@@ -72,8 +73,11 @@ def run(
             )
     kept = found.quantiles
     if stages:
-        values |= watched.stages(records)
-        kept = kept | {"transfer_ms": quantiles(watched.awaited_ms)} if watched.awaited_ms else kept
+        shares, transfers = watched.stages(records)
+        values |= shares
+        if transfers:
+            kept = kept | {"transfer_ms": quantiles(transfers)}
+            values["transfer_p95_ms"] = float(np.percentile(transfers, 95))
     return Numbers(values=values, scales=found.scales, quantiles=kept)
 
 
@@ -140,13 +144,25 @@ class Watched(Simulation):
         self._stages = stages
         #: Job -> instances that had it in a step, and from when on.
         self._begun: dict[int, dict[int, int]] = {}
-        #: How long answers stood still for their KV, of those that were handed over.
-        self.awaited_ms: list[float] = []
+        #: (who pulls, its move) -> the job and since when; and job -> times in which its KV was on the way.
+        self._pulling: dict[tuple[int, int], tuple[int, int]] = {}
+        self.pulled: dict[int, list[tuple[int, int]]] = {}
 
     def _carry_on(self, member: Any, command: InstanceCommand) -> None:
         if isinstance(command, Release) and not command.forget:
             self.preempted.append((command.job, self.now))
         super()._carry_on(member, command)
+
+    def _begin_pull(self, puller: int, pull: Pull) -> None:
+        if self._stages:
+            self._pulling[puller, pull.move] = pull.job, self.now - self._config.delays.pull
+        super()._begin_pull(puller, pull)
+
+    def _bring(self, instance: int, event: InstanceEvent) -> None:
+        if self._stages and isinstance(event, Pulled):
+            job, since = self._pulling.pop((instance, event.move))
+            self.pulled.setdefault(job, []).append((since, self.now))
+        super()._bring(instance, event)
 
     def _begin_step(self, member: Any, plan: StepPlan) -> None:
         if self._stages:
@@ -171,25 +187,28 @@ class Watched(Simulation):
                 found.append((gaps.max() - np.median(gaps)) / MS)
         return {"halt_mean_ms": float(np.mean(found)), "halt_p50_ms": float(np.median(found))} if found else {}
 
-    def stages(self, records: Sequence[Record]) -> dict[str, float]:
-        """Where requests spent their time, as shares of all of it: DistServe's figure 10."""
-        total = dict.fromkeys(STAGES, 0)
+    def stages(self, records: Sequence[Record]) -> tuple[dict[str, float], list[float]]:
+        """Where requests spent their time, as shares of all of it and as the mean of each request's shares (`each_*`):
+        DistServe's figure 10. And for how long KV was on the way, ms, a number a request that was handed over."""
+        rows, transfers = [], []
         for record in records:
             if record.outcome != COMPLETED or not record.times_ns:
                 continue
             begun = sorted(self._begun[record.id].values())
             first, last = record.times_ns[0], record.times_ns[-1]
-            total["prefill_queue"] += begun[0] - record.sent_ns
-            total["prefill"] += first - begun[0]
             going = min((at for at in begun[1:] if at >= first), default=first)
-            copying = min(self.seen.copied_ns.get(record.id, 0), going - first)
-            total["transfer"] += copying
-            if record.id in self.seen.copied_ns:
-                self.awaited_ms.append(copying / MS)
-            total["decode_queue"] += going - first - copying
-            total["decode"] += max(0, last - going)
-        whole = sum(total.values()) or 1
-        return {f"stage_{name}": time / whole for name, time in total.items()}
+            pulls = self.pulled.get(record.id, [])
+            # What is copied while the prompt is computed, nobody waits for.
+            copying = sum(max(0, min(end, going) - max(start, first)) for start, end in pulls)
+            rows.append(
+                (begun[0] - record.sent_ns, first - begun[0], copying, going - first - copying, max(0, last - going))
+            )
+            transfers += [sum(end - start for start, end in pulls) / MS] * bool(pulls)
+        spent = np.array(rows, float)
+        shares = spent.sum(axis=0) / max(1.0, spent.sum())
+        each = (spent / np.maximum(1.0, spent.sum(axis=1, keepdims=True))).mean(axis=0)
+        named = {f"stage_{name}": float(share) for name, share in zip(STAGES, shares, strict=True)}
+        return named | {f"each_{name}": float(share) for name, share in zip(STAGES, each, strict=True)}, transfers
 
 
 def lost_ns(preempted: Iterable[int], times_ns: Sequence[int]) -> int:
