@@ -76,7 +76,7 @@ _PASSING = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_argument_group("what is asked")
     asked.add_argument("--model", help="a name such as llama-3.1-8b, or a folder with a config.json")
-    asked.add_argument("--hardware", metavar="NAME:GPUSxNODES", help="h200:8x2 is two nodes of eight")
+    asked.add_argument("--hardware", metavar="NAME:GPUSxNODES", help="h200:8x2: two nodes of 8; cpu:1: no data sheet")
     asked.add_argument("--slo", help="as in ttft=500ms,tpot=50ms; ttft=5x is five idle times")
     asked.add_argument("--target", type=float, help="share of requests that must keep it; default: 0.9")
     asked.add_argument("--marginal", action="store_const", const=True, help="TTFT and TPOT each with that share")

@@ -25,11 +25,14 @@ from penstock.policies.bundles import row
 SPLIT_ROWS = ("distserve", "adaptive-pd")
 AFFINITIES = ("high", "low")
 SIDES = ("prefill", "decode")
+#: Hardware without a data sheet.
+CPU = "cpu"
 
 
 class Cluster(msgspec.Struct, frozen=True):
     """GPUs of one kind on nodes of one size."""
 
+    #: Empty where nothing is known of it.
     hardware: str
     node_gpus: int
     nodes: int = 1
@@ -40,12 +43,14 @@ class Cluster(msgspec.Struct, frozen=True):
 
     @staticmethod
     def parse(text: str) -> "Cluster":
-        """`h200:8x2`: two nodes with eight GPUs each; `h200:8`: one. Raises ValueError."""
+        """`h200:8x2`: two nodes with eight GPUs each; `h200:8`: one. `cpu:1` is no hardware that is known: step times
+        and KV must be given. Raises ValueError."""
         match = re.fullmatch(r"([a-z0-9]+):([1-9]\d*)(?:x([1-9]\d*))?", text)
         if match is None:
             raise ValueError(f"hardware {text!r}: write NAME:GPUS or NAME:GPUSxNODES, as in h200:8x2")
-        hardware.named(match[1])
-        return Cluster(match[1], int(match[2]), int(match[3] or 1))
+        if match[1] != CPU:
+            hardware.named(match[1])
+        return Cluster("" if match[1] == CPU else match[1], int(match[2]), int(match[3] or 1))
 
 
 class Pair(msgspec.Struct, frozen=True, order=True):
@@ -172,7 +177,7 @@ def _mixed(space: Space) -> Iterator[_Unit]:
 
 
 def _split(space: Space) -> Iterator[_Unit]:
-    cluster, gpu = space.cluster, hardware.named(space.cluster.hardware)
+    cluster, gpu = space.cluster, hardware.named(space.cluster.hardware) if space.cluster.hardware else None
     for pair, (first, second) in product(pairs(space), space.ratios):
         prefill, decode = first // gcd(first, second), second // gcd(first, second)
         gpus = prefill * pair.gpus[0] + decode * pair.gpus[1]
@@ -181,7 +186,7 @@ def _split(space: Space) -> Iterator[_Unit]:
             continue
         near = space.affinity == "low" or gpus <= cluster.node_gpus
         # Each GPU sends its part; the side with fewer of them is the narrower.
-        port = (gpu.link if near else gpu.inter_node_link) * min(pair.gpus)
+        port = (gpu.link if near else gpu.inter_node_link) * min(pair.gpus) if gpu is not None else None
         yield (
             [
                 _pool(space, "prefill", prefill, pair.prefill_tp, pair.prefill_pp),

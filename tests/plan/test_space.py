@@ -82,3 +82,14 @@ def test_a_unit_repeats() -> None:
 def test_hardware_that_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="hardware"):
         Cluster.parse(text)
+
+
+def test_a_machine_without_a_data_sheet_needs_step_times_and_kv() -> None:
+    bare = options(space(hardware="cpu:2", policies=["fcfs", "distserve"], tps=[1], pps=[1]))
+    assert all("cannot be worked out" in option.reason for option in bare)
+    told = options(
+        space(hardware="cpu:2", tps=[1], pps=[1], ratios=[(1, 1)], cost="5e6,2e4,0,1e5,0", pool={"kv_tokens": 4096})
+    )
+    assert [option.name for option in told] == ["fcfs,i=1xtp1pp1", "distserve,p=1xtp1pp1,d=1xtp1pp1"]
+    assert not any(option.reason for option in told)
+    assert [option.deployment.move_gb_per_s for option in told] == [0, 0]
