@@ -115,12 +115,13 @@ def _scheduler_arguments(group: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM; the exit status."""
-    if args.config:
-        args = _with_config(args)
+    config = _config(args) if args.config else {}
+    if config:
+        args = _with_defaults(config)
     path = args.deployment
     deployment = Deployment.read(path) if path else None
     if deployment is not None:
-        args = _with_defaults(deployed.flags(deployment))
+        args = _with_defaults(deployed.flags(deployment) | config)
         args.model = deployed.model(deployment, args)
         _say_deployment(path, deployment)
     worker, fleet, front = worker_config(args), fleet_config(args, deployment), front_config(args)
@@ -139,16 +140,18 @@ def _say_deployment(path: str, deployment: Deployment) -> None:
         _say(f"planned for {planned.rate:g} req/s{within}")
 
 
-def _with_config(args: argparse.Namespace) -> argparse.Namespace:
-    """Defaults from the file, then the command line once more over them."""
+def _config(args: argparse.Namespace) -> dict[str, Any]:
+    """Defaults for flags, from the file. Raises ValueError for what is no flag."""
     given = yaml.safe_load(Path(args.config).read_text()) or {}
     known = vars(args)
     if not isinstance(given, dict):
         raise ValueError(f"{args.config}: a mapping of flags to values is needed, as in `max-num-seqs: 64`")
     values = {str(key).replace("-", "_"): value for key, value in given.items()}
+    if "plan" in values:
+        values["deployment"] = values.pop("plan")
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(f"{args.config}: no such flag: {', '.join(unknown)}")
-    return _with_defaults(values)
+    return values
 
 
 def _with_defaults(values: dict[str, Any]) -> argparse.Namespace:

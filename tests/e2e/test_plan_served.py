@@ -70,6 +70,15 @@ def test_a_plan_is_served(plan: Path) -> None:
     assert sum("penstock_instance_up{" in line and 'role="prefill"' in line for line in lines) == 1
 
 
+def test_a_configuration_may_name_a_plan_and_wins_over_it(plan: Path, tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"plan: {plan}\nengine: 'null'\nmax-num-seqs: 5\nquiet: true\n")
+    with ServerProcess("--config", str(config), "--max-num-queued-reqs", "7") as server:
+        assert "policy=distserve" in server.output
+        assert "max_num_seqs=5" in server.output
+        assert "max_num_queued=7" in server.output
+
+
 def served(deployment: Deployment, model: str, engine: str = "auto") -> str:
     return deployed.model(deployment, argparse.Namespace(model=model, engine=engine, download_dir=""))
 
