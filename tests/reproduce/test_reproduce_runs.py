@@ -143,9 +143,10 @@ def test_the_best_option_is_the_best_where_the_load_is_hardest(tmp_path: Path) -
     assert len(line(store, "rate", "vLLM++")) == len(one.panels["rate"].xs)
 
 
-def judged(
-    monkeypatch: pytest.MonkeyPatch, lines: dict[str, list[tuple[float, float]]], claim: Claim
-) -> claims.Verdict:
+Lines = dict[str, list[tuple[float, float]]]
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, lines: Lines, claim: Claim) -> claims.Verdict:
     monkeypatch.setattr(claims, "line", lambda store, key, row, y="": lines[row])
     return claims._judge(None, claim)  # type: ignore[arg-type]
 
