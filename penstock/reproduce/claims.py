@@ -111,14 +111,14 @@ def _cross(found: Line, claim: Claim) -> tuple[float, int]:
     level = claim.level
     if level is None:
         raise _Unknown("the claim gives no level")
-    # Shares are to be above the level and fall; times are to be below it and rise.
+    # Shares are to be above the level and fall; times are to be below it and rise, as it gets harder.
     falling = level <= 1 and max(y for _, y in found) <= 1
 
     def keeps(y: float) -> bool:
         return y >= level if falling else y <= level
 
-    # Over SLO scales the easy end is the last.
-    turned = -1 if found[0][1] < found[-1][1] and falling else 1
+    # Over SLO scales, and over instances, the easy end is the last.
+    turned = -1 if found[0][1] != found[-1][1] and falling == (found[0][1] < found[-1][1]) else 1
     found = found[::turned]
     if not keeps(found[0][1]):
         return found[0][0], -turned

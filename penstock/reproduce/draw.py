@@ -11,6 +11,8 @@ from penstock.reproduce.figure import Panel, points
 from penstock.reproduce.runs import Store, best, cell, line, y_of
 from penstock.reproduce.twin import STAGES
 
+#: Panels in a row.
+_ACROSS = 4
 _STACK = ("#e69f00", "#56b4e9", "#cc79a7", "#999999", "#0072b2")
 
 
@@ -20,9 +22,13 @@ def draw(store: Store, path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     figure = store.figure
-    canvas = Canvas(figsize=(4.6 * len(figure.panels), 3.8), layout="constrained")
-    axes = canvas.subplots(1, len(figure.panels), squeeze=False)[0]
-    for axis, (key, panel) in zip(axes, figure.panels.items(), strict=True):
+    across = min(len(figure.panels), _ACROSS)
+    down = -(-len(figure.panels) // across)
+    canvas = Canvas(figsize=(4.6 * across, 3.8 * down), layout="constrained")
+    axes = canvas.subplots(down, across, squeeze=False).flatten()
+    for axis in axes[len(figure.panels) :]:
+        axis.set_visible(False)
+    for axis, (key, panel) in zip(axes, figure.panels.items(), strict=False):
         _KINDS[panel.kind](axis, store, key, panel)
         axis.set_title(panel.title, fontsize="medium")
         axis.grid(alpha=0.3)
