@@ -15,7 +15,7 @@ from penstock.plan.space import Cluster, Option, Space, as_one, options
 from penstock.plan.trial import Goal, Load, trial
 
 COST = "distserve/opt-13b/tp{tp}/pp{pp}"
-LOAD = Load(lengths="uniform:100-500", output_lengths="uniform:5-40", num_prompts=60, duration_s=0.0)
+LOAD = Load(lengths="uniform:100-500", output_lengths="uniform:5-40", num_prompts=30, duration_s=0.0)
 
 
 def terms(slo: str = "") -> Terms:
@@ -45,7 +45,7 @@ def test_the_best_are_those_of_whole_runs_of_all_seeds(metric: str) -> None:
 
 def test_what_does_not_keep_up_is_out() -> None:
     aim = Aim(60.0, "e2e")
-    long = Load(lengths="uniform:100-500", output_lengths="uniform:5-40", num_prompts=600, duration_s=0.0)
+    long = Load(lengths="uniform:100-500", output_lengths="uniform:5-40", num_prompts=400, duration_s=0.0)
     some = [one for one in every() if one.name in ("4x fcfs,i=1xtp1pp1", "distserve,p=1xtp1pp1,d=1xtp2pp1")]
     slow = Terms(goal=Goal(Slo()), load=long, seeds=[0], rate_max=0.0, step=0.0, best=1)
     reasons = {one.option.name: one.reason(slow) for one in least(some, aim, slow, slow)}
@@ -62,7 +62,7 @@ def test_runs_are_kept(tmp_path: Path) -> None:
 
 FLAGS = [
     "plan", "--model", "opt-13b", "--hardware", "a100:4", "--lengths", "uniform:100-500", "--output-lengths",
-    "uniform:5-40", "--num-prompts", "60", "--duration", "0", "--seeds", "2", "--jobs", "1", "--disable-tqdm", "--pp",
+    "uniform:5-40", "--num-prompts", "30", "--duration", "0", "--seeds", "2", "--jobs", "1", "--disable-tqdm", "--pp",
     "1", "--cost", COST, "--best", "2", "--ratios", "1:1", "--objective", "latency",
 ]  # fmt: skip
 
