@@ -9,7 +9,7 @@ A cell that has its file is not run again. A file has its final name only when i
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ class Store:
     def save(self, cell: Cell, repeat: int, numbers: Numbers) -> None:
         path = self.path(cell, repeat)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished(path).write_bytes(msgspec.json.format(msgspec.json.encode(_rounded(numbers)), indent=1))
+        drawn = {panel.y for panel in self.figure.panels.values() if panel.kind != "line"}
+        kept = _rounded(numbers, drawn)
+        unfinished(path).write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1))
         os.replace(unfinished(path), path)
         self._read.pop(cell, None)
 
@@ -226,7 +228,10 @@ def in_twin(figure: Figure, one: Cell, repeat: int) -> Numbers:
     return msgspec.structs.replace(found, values=found.values | {"gpus": float(gpus)})
 
 
-def _rounded(numbers: Numbers) -> Numbers:
-    """Six digits, so that files say what was measured and no more."""
-    values = {key: float(f"{value:.6g}") for key, value in numbers.values.items()}
-    return msgspec.structs.replace(numbers, values=values)
+def _rounded(numbers: Numbers, drawn: Collection[str]) -> Numbers:
+    """Six digits, so that files say what was measured and no more; and quantiles that are drawn."""
+    return Numbers(
+        values={key: float(f"{value:.6g}") for key, value in numbers.values.items()},
+        scales={key: float(f"{value:.6g}") for key, value in numbers.scales.items()},
+        quantiles={key: values for key, values in numbers.quantiles.items() if key in drawn},
+    )
