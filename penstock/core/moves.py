@@ -51,7 +51,7 @@ class MoveLimits(msgspec.Struct, frozen=True, kw_only=True):
     spare_pages: int = 0
     #: A wait for the other side ends after so long.
     lease_ns: int = 10 * SECOND
-    #: Copies while the job goes on, at most; after so many it is stopped whatever is left.
+    #: Copies while the job goes on, at most, from 0; after so many it is stopped whatever is left.
     stages: int = 4
     #: A job that was turned away asks again after so long.
     retry_ns: int = 50 * MS

@@ -112,8 +112,8 @@ class MoveSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: Jobs that arrive on an instance at the same time, and pages that one of them must leave free.
     arriving: Count | None = None
     spare_pages: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    #: Copies while the job goes on.
-    stages: Count | None = None
+    #: Copies while the job goes on; 0: it stands still for all of it.
+    stages: Annotated[int, msgspec.Meta(ge=0)] | None = None
     lease_s: Positive | None = None
     retry_ms: Positive | None = None
     #: What a copy takes, to begin with and for each token; None: from the delays, and from KV bytes and bandwidth.
