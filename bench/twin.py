@@ -33,8 +33,7 @@ from penstock.core.events import StepDone, Submitted
 from penstock.core.instance import InstanceConfig
 from penstock.core.slo import Slo
 from penstock.core.step import Features, features
-from penstock.cost.fitting import choose, condense, errors
-from penstock.cost.models import corrected
+from penstock.cost.fitting import of_steps
 from penstock.cost.profile import Profile
 from penstock.drivers import log
 from penstock.drivers.sim import Delays, Simulation, alike
@@ -285,13 +284,11 @@ def simulate(
 ) -> tuple[list[Record], dict[str, float]]:
     """The twin's run of the same requests, from the profile and what the load before and after it says."""
     inside = [(found, ns) for at, found, ns in seen.steps if any(w.start_ns <= at <= w.end_ns for w in around)]
-    samples = condense(inside) + measured(profile)
-    chosen = choose(samples)
-    error = errors(samples, chosen.held_out)["all"]["mean"]
-    cost = corrected(chosen.cost, inside)
+    fitted = of_steps(inside, measured(profile))
     delays, about = messages(seen, around)
-    twin = Simulation(alike(seen.config, delays=delays), cost).run(asked)
-    return twin, about | {"steps": len(inside), "fit_error": error} | {f"over_{k}": v for k, v in cost.regimes.items()}
+    twin = Simulation(alike(seen.config, delays=delays), fitted.cost).run(asked)
+    over = {f"over_{name}": value for name, value in fitted.cost.regimes.items()}
+    return twin, about | {"steps": fitted.steps, "fit_error": fitted.mean} | over
 
 
 def messages(seen: Seen, around: Sequence[Window]) -> tuple[Delays, dict[str, float]]:

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from penstock.core.slo import Slo
 from penstock.core.step import Features
 from penstock.cost import named
-from penstock.cost.fitting import POINTS_MIN, choose, condense, errors
-from penstock.cost.models import Model, Scaled
+from penstock.cost.fitting import of_steps
+from penstock.cost.models import Model
 from penstock.drivers import log, recorded
 from penstock.drivers.recorded import Recorded
 from penstock.drivers.story import in_words
@@ -147,21 +147,10 @@ def _steps(paths: Sequence[Path]) -> Steps:
 
 
 def _fitted(paths: Sequence[Path]) -> Model:
-    """The model that best predicts steps of these logs that it was not shown; it is fitted to medians, and then made
-    slower by what stalls add on average. Raises ValueError where there are too few."""
-    steps = _steps(paths)
-    samples = condense(steps)
-    if len(samples) < POINTS_MIN:
-        raise ValueError(f"{len(samples)} different steps are too few to fit step times to: say them with --cost")
-    chosen = choose(samples)
-    error = errors(samples, chosen.held_out)["all"]
-    took, predicted = _totals(steps, chosen.cost)
-    print(
-        f"Step times fitted to {len(steps)} steps ({len(samples)} kinds) of {', '.join(path.name for path in paths)}: "
-        f"{chosen.name};\n  held-out relative error mean {100 * error['mean']:.1f} %, P90 {100 * error['p90']:.1f} %; "
-        f"then times {took / predicted:.3f}, what steps took over what is typical."
-    )
-    return Scaled(chosen.cost, took / predicted)
+    """What these logs say that steps take. Raises ValueError where there are too few."""
+    found = of_steps(_steps(paths))
+    print(found.said(", ".join(path.name for path in paths)))
+    return found.cost
 
 
 def _totals(steps: Steps, cost: Model) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from penstock.cli import bench
 from penstock.core.slo import Slo
-from penstock.cost.fitting import choose, condense, errors
+from penstock.cost.fitting import of_steps
 from penstock.cost.models import Model
 from penstock.drivers.deployment import DelaySpec, Deployment, Laid, PoolSpec, lay_out
 from penstock.drivers.log import Observed, observe
@@ -184,13 +184,8 @@ def _logged(seen: Observed) -> Deployment:
 def _fitted(args: argparse.Namespace, seen: Observed) -> tuple[Model, list[str]]:
     if not seen.steps:
         raise ValueError(f"{args.cost_from}: no step in it to fit step times to")
-    samples = condense(seen.steps)
-    chosen = choose(samples)
-    error = errors(samples, chosen.held_out)["all"]
-    return chosen.cost, [
-        f"Step times fitted to {len(seen.steps)} steps of {args.cost_from}: held-out relative error "
-        f"mean {100 * error['mean']:.1f} %, P90 {100 * error['p90']:.1f} %."
-    ]
+    found = of_steps(seen.steps)
+    return found.cost, [found.said(str(args.cost_from))]
 
 
 def requests_of(records: list[Record]) -> list[Request]:

@@ -17,6 +17,7 @@ from penstock.core.step import Features
 from penstock.cost import linear, piecewise
 from penstock.cost.base import Cost
 from penstock.cost.linear import Linear
+from penstock.cost.models import Scaled, corrected
 from penstock.cost.piecewise import Knots, Piecewise
 
 Sample = tuple[Features, int]
@@ -75,6 +76,46 @@ def choose(
     means = {name: statistics.fmean(relative_errors(samples, found)) for name, found in predicted.items()}
     best = min(means, key=lambda name: means[name])
     return Chosen(name=best, cost=candidates[best](samples), held_out=predicted[best], candidates=means)
+
+
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
+    """A cost model of recorded steps."""
+
+    #: It gives the steps of each regime, together, the time that they took.
+    cost: Scaled
+    form: str
+    steps: int
+    #: Different ones.
+    kinds: int
+    #: Mean and P90 of the held-out relative errors.
+    mean: float
+    p90: float
+    #: What all steps took together over what the fit to typical ones says.
+    over: float
+
+    def said(self, of: str) -> str:
+        """In words; `of`: whose steps."""
+        return (
+            f"Step times fitted to {self.steps} steps ({self.kinds} kinds) of {of}: {self.form};\n"
+            f"  held-out relative error mean {100 * self.mean:.1f} %, P90 {100 * self.p90:.1f} %; "
+            f"then times {self.over:.3f}, what steps took over what is typical."
+        )
+
+
+def of_steps(steps: Sequence[Sample], more: Sequence[Sample] = ()) -> Fitted:
+    """The model of what was recorded. `more`: typical steps from elsewhere, such as a profile's, to fit it to as well.
+    Raises ValueError with too few."""
+    samples = condense(steps)
+    if len(samples) + len(more) < POINTS_MIN:
+        raise ValueError(f"{len(samples)} different steps are too few to fit step times to: say them with --cost")
+    samples += more
+    chosen = choose(samples)
+    error = errors(samples, chosen.held_out)["all"]
+    said = sum(chosen.cost.step_ns(features) for features, _ in steps)
+    return Fitted(
+        cost=corrected(chosen.cost, steps), form=chosen.name, steps=len(steps), kinds=len(samples),
+        mean=error["mean"], p90=error["p90"], over=sum(ns for _, ns in steps) / said if said else 1.0,
+    )  # fmt: skip
 
 
 def hold_out(samples: Sequence[Sample], fit: Callable[[Sequence[Sample]], Cost]) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from penstock.core.predict import regime
 from penstock.core.step import Features
 from penstock.cost import fitting, grid
 from penstock.cost.fitting import Sample
@@ -99,3 +100,19 @@ def test_too_few_points_are_refused() -> None:
     with pytest.raises(ValueError, match="too few"):
         fitting.choose(samples(LINEAR)[:7])
     assert fitting.choose(samples(LINEAR)[:8])
+
+
+def test_recorded_steps_take_together_what_they_took_in_each_regime() -> None:
+    """One in ten is stalled: the typical one is not, and all of them are."""
+    truth = samples(BENT)
+    steps = [(what, 5 * ns if number % 10 == 0 else ns) for number, (what, ns) in enumerate(truth * 3)]
+    found = fitting.of_steps(steps)
+    assert found.steps == len(steps)
+    for name in {regime(what) for what, _ in steps}:
+        some = [(what, ns) for what, ns in steps if regime(what) == name]
+        told = sum(found.cost.step_ns(what) for what, _ in some)
+        assert told == pytest.approx(sum(ns for _, ns in some), rel=1e-3)
+    assert found.over > 1.05
+    assert f"then times {found.over:.3f}" in found.said("a log")
+    with pytest.raises(ValueError, match="say them with --cost"):
+        fitting.of_steps(steps[:3])
