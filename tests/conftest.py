@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import pytest
+
 # transformers imports Triton, which reads this when it is imported: where there is no GPU, kernels are interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -10,3 +12,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 _TRACES = Path(__file__).parents[2] / "shared" / "data" / "traces"
 if _TRACES.is_dir():
     os.environ.setdefault("PENSTOCK_TRACES", str(_TRACES))
+
+#: Folders whose tests start processes and wait for them: these run one after another, all others beside them.
+_LIVE = {"api", "drivers", "e2e"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _LIVE.intersection(item.path.relative_to(Path(__file__).parent).parts):
+            item.add_marker(pytest.mark.xdist_group("live"))
