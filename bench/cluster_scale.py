@@ -15,9 +15,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import cluster_runs
 import numpy as np
-from cluster_runs import NO_LIMIT, table
 from tqdm import tqdm
 
 from penstock.core.cluster import ClusterConfig
@@ -36,6 +34,7 @@ RATE = 50_000
 #: 10 ms a step, and little for what is in it.
 COST = Linear(10e6, 1e3, 0.0, 1e3, 0.0)
 POLICY = "llumnix"
+NO_LIMIT = 1_000_000
 
 
 def main() -> int:
@@ -43,9 +42,11 @@ def main() -> int:
     seconds = 5.0 if args.full else args.seconds
     found = {size: timed(size, seconds) for size in tqdm(SIZES, leave=False, disable=None)}
     kinds = sorted({kind for times in found.values() for kind in times})
-    header = ["event", *(f"{size} instances, {RATE * size // SIZES[-1]:,} req/s" for size in SIZES)]
     print(f"Cluster.handle under {POLICY}: median and P99, us (number of events)\n")
-    print(table(header, ([kind, *(_said(found[size].get(kind)) for size in SIZES)] for kind in kinds)))
+    print("| event | " + " | ".join(f"{size} instances, {RATE * size // SIZES[-1]:,} req/s" for size in SIZES) + " |")
+    print("|" + "---|" * (1 + len(SIZES)))
+    for kind in kinds:
+        print(f"| {kind} | " + " | ".join(_said(found[size].get(kind)) for size in SIZES) + " |")
     draw(found, kinds, args.figure)
     return 0
 
@@ -93,7 +94,10 @@ def _said(times_ns: list[int] | None) -> str:
 
 
 def draw(found: dict[int, dict[str, list[int]]], kinds: list[str], path: Path) -> None:
-    figure, panels = cluster_runs.axes(2, 5.0)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
     for axis, level in zip(panels, (50, 99), strict=True):
         for kind in kinds:
             points = [(size, np.percentile(found[size][kind], level) / 1000) for size in SIZES if found[size].get(kind)]
@@ -102,7 +106,9 @@ def draw(found: dict[int, dict[str, list[int]]], kinds: list[str], path: Path) -
         axis.set(yscale="log", xticks=SIZES, xticklabels=[str(size) for size in SIZES])
         axis.grid(alpha=0.3)
     panels[0].legend(fontsize="small")
-    cluster_runs.save(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    print(f"\nThe figure is {path}")
 
 
 if __name__ == "__main__":

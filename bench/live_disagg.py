@@ -3,9 +3,11 @@
     python bench/live_disagg.py [--rounds 3] [--seconds 60] [--model FOLDER]
 
 One server with `--prefill 1 --decode 1 --policy distserve`, one with `--instances 2`, the demo model, one thread an
-instance; one is driven by `penstock bench serve` while the other idles. Two loads, Poisson arrivals:
+instance; one is driven by `penstock bench serve` while the other idles. Loads, with Poisson arrivals:
 
-    long     prompts of 1,500 tokens, answers of 48; TTFT within 10 times, TPOT within 2 times that of an idle instance
+    balanced prompts of 400 tokens, answers of 128: about as much work each here; TTFT within 10 times, TPOT within 2
+             times that of an idle instance
+    long     prompts of 1,500 tokens, answers of 48; the same targets: nearly all work is one side's
     short    prompts of 64 tokens, answers of 96; TTFT and TPOT within 20 times
 
 Targets and rates come from this machine: requests are sent one at a time first. The rate is such that a single instance
@@ -43,7 +45,7 @@ class Load:
     tpot: float
 
 
-LOADS = {"long": Load(1500, 48, 10, 2), "short": Load(64, 96, 20, 20)}
+LOADS = {"balanced": Load(400, 128, 10, 2), "long": Load(1500, 48, 10, 2), "short": Load(64, 96, 20, 20)}
 #: Decoding so many together costs about what decoding one does.
 TOGETHER = 8
 #: What is read of each run: name -> (metric, percentile).
@@ -59,7 +61,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         shared = ["--quiet", "--threads", "1", "--served-model-name", "m", *([args.model] if args.model else [])]
         urls = {name: stack.enter_context(ServerProcess(*flags, *shared)).url for name, flags in SERVERS.items()}
-        lost = sum(compare(args, name, urls, folder) for name in args.loads.split(","))
+        lost = sum(compare(args, name, use, urls, folder) for name in args.loads.split(",") for use in args.use)
     print(f"{lost} requests were lost" if lost else "every request was answered")
     return 1 if lost else 0
 
@@ -68,22 +70,24 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0, help="of arrivals in a run (default: %(default)s)")
-    parser.add_argument("--use", type=float, default=0.8, help="see above (default: %(default)s)")
-    parser.add_argument("--loads", default=",".join(LOADS), help="default: %(default)s")
+    parser.add_argument("--use", type=float, nargs="+", default=[0.8, 1.6], help="see above (default: 0.8 1.6)")
+    parser.add_argument("--loads", default="balanced,short", help="balanced, long, short (default: %(default)s)")
     parser.add_argument("--model", default="", help="a model folder instead of the demo model")
     return parser.parse_args()
 
 
-def compare(args: argparse.Namespace, name: str, urls: dict[str, str], folder: Path) -> int:
+def compare(args: argparse.Namespace, name: str, use: float, urls: dict[str, str], folder: Path) -> int:
     """Both servers under one load, printed; how many requests were lost."""
     load = LOADS[name]
     idle = drive(urls["mixed"], load, folder / "idle.json", ["--arrival", "closed", "--max-concurrency", 1], 6)
     ttft_ms, tpot_ms = idle["TTFT P50"], idle["TPOT P50"]
-    rate = args.use / (ttft_ms + tpot_ms * load.answer / TOGETHER) * 1e3
+    rate = use / (ttft_ms + tpot_ms * load.answer / TOGETHER) * 1e3
     targets = [f"ttft:{load.ttft * ttft_ms:.0f}", f"tpot:{load.tpot * tpot_ms:.1f}"]
     print(f"\n{name}: {load.prompt} tokens in, {load.answer} out; ", end="")
     print(f"alone TTFT {ttft_ms:.0f} ms, TPOT {tpot_ms:.1f} ms; ", end="")
-    print(f"{rate:.2f} requests/s for {args.seconds:g} s, good: {' ms, '.join(targets)} ms; {args.rounds} rounds")
+    print(
+        f"{rate:.2f} requests/s (use {use:g}) for {args.seconds:g} s, good: {' ms, '.join(targets)} ms; {args.rounds} rounds"
+    )
     found: dict[str, list[Numbers]] = {server: [] for server in urls}
     for number in range(args.rounds):
         for server in list(urls)[:: 1 if number % 2 == 0 else -1]:
