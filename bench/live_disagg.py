@@ -85,9 +85,8 @@ def compare(args: argparse.Namespace, name: str, use: float, urls: dict[str, str
     targets = [f"ttft:{load.ttft * ttft_ms:.0f}", f"tpot:{load.tpot * tpot_ms:.1f}"]
     print(f"\n{name}: {load.prompt} tokens in, {load.answer} out; ", end="")
     print(f"alone TTFT {ttft_ms:.0f} ms, TPOT {tpot_ms:.1f} ms; ", end="")
-    print(
-        f"{rate:.2f} requests/s (use {use:g}) for {args.seconds:g} s, good: {' ms, '.join(targets)} ms; {args.rounds} rounds"
-    )
+    print(f"{rate:.2f} requests/s (use {use:g}) for {args.seconds:g} s, ", end="")
+    print(f"good: {' ms, '.join(targets)} ms; {args.rounds} rounds")
     found: dict[str, list[Numbers]] = {server: [] for server in urls}
     for number in range(args.rounds):
         for server in list(urls)[:: 1 if number % 2 == 0 else -1]:
