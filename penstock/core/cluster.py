@@ -108,6 +108,12 @@ class Member:
     def takes_over(self) -> bool:
         return not self.draining and self.role != "prefill"
 
+    @property
+    def lets_in(self) -> bool:
+        """Whether one job more may arrive from elsewhere now: it would turn others away."""
+        # Those that were promised are also among the arriving, once it has heard of them.
+        return max(len(self.promised), self.load.arriving) < self.load.arriving_most
+
     def report(self, load: Load) -> None:
         """It says how it is: of those on their way, it has seen the first so many."""
         for job in list(islice(self.coming, max(0, load.seen - self.load.seen))):
@@ -373,7 +379,7 @@ class Cluster:
             member = self.members[instance]
             load = member.expected
             # An instance that has not reported yet has all its pages free.
-            if not load.pages or load.pages_free * load.page_tokens > asked.known:
+            if not load.pages or (member.lets_in and load.pages_free * load.page_tokens > asked.known):
                 return member
         return None
 

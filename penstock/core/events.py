@@ -97,6 +97,8 @@ class Load(msgspec.Struct, frozen=True, array_like=True):
     page_tokens: int = 1
     #: Moves of jobs from there, begun since the instance started.
     moves: int = 0
+    #: Jobs that may arrive from other instances at the same time; where an instance does not say, any number.
+    arriving_most: int = 1 << 20
 
 
 class Reported(msgspec.Struct, frozen=True, array_like=True, tag="reported"):

@@ -242,7 +242,7 @@ class Instance:
         self.role = event.role
         moves = self.moves
         if self.role == "prefill":
-            moves.asks.update((job.id, now) for job in self.running.values() if self._is_to_leave(job))
+            moves.want([job for job in self.running.values() if self._is_to_leave(job)], now)
             return
         moves.asks.clear()
         for job in list(moves.still.values()):
@@ -452,7 +452,7 @@ class Instance:
         if not batch.slices:
             return False
         if self.role == "prefill":
-            self.moves.asks.update((job.id, now) for job in batch.jobs if self._is_to_leave(job))
+            self.moves.want([job for job in batch.jobs if self._is_to_leave(job)], now)
         self.steps[self.next_step] = Step(batch, now)
         out.append(Run(StepPlan(self.next_step, list(batch.slices))))
         self.next_step += 1
@@ -599,4 +599,5 @@ class Instance:
             len(moves.outgoing) + len(moves.releasing),
             pages.page_tokens,
             moves.begun,
+            max(0, min(self.config.moves.arriving, self.config.limits.max_num_seqs - len(self.running))),
         )

@@ -3,6 +3,7 @@
 Pure like the instance, whose part it is: it changes the instance's jobs and pages, and appends commands.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -160,6 +161,8 @@ class Moves:
         self.still: dict[int, Job] = {}
         #: Job -> when to ask (again) where it should go on; NEVER: it has asked.
         self.asks: dict[int, int] = {}
+        #: The first of these times, or earlier.
+        self._ask_at = NEVER
         #: Moves of jobs from here that are over, and why they came to nothing, until that is told.
         self.over: list[tuple[Outgoing, str]] = []
 
@@ -181,7 +184,8 @@ class Moves:
         ends = [move.due for move in self.outgoing.values() if move.phase != Phase.STOPPING]
         ends += [move.due for move in self.releasing.values()]
         ends += [move.due for move in self.incoming.values() if not move.pulling]
-        ends += [at for at in self.asks.values() if at != NEVER]
+        if self.asks and self._ask_at != NEVER:
+            ends.append(self._ask_at)
         return min(ends, default=None)
 
     def holders(self) -> list[Job]:
@@ -227,7 +231,7 @@ class Moves:
         if to == self._instance.number:
             # Nobody else takes it. It goes on here, and asks again by and by.
             if job.id in self.asks:
-                self.asks[job.id] = now + self._limits.retry_ns
+                self.want([job], now + self._limits.retry_ns)
             return self.go_on(job)
         move = Outgoing(self._instance.number << _NUMBER_BITS | self._next, job, to, event.why, now)
         move.due = now + self._limits.lease_ns
@@ -366,15 +370,23 @@ class Moves:
         del self.outgoing[move.job.id]
         self._instance.pages.name(move.job)
         if self._instance.role == "prefill":
-            self.asks[move.job.id] = now + self._limits.retry_ns
+            self.want([move.job], now + self._limits.retry_ns)
             if self._instance.is_through(move.job):
                 return
         self.go_on(move.job)
 
     # -- asking where to go ------------------------------------------------------------------------------------
 
+    def want(self, jobs: Iterable[Job], at: int) -> None:
+        """These are to ask, from then on."""
+        for job in jobs:
+            self.asks[job.id] = at
+            self._ask_at = min(self._ask_at, at)
+
     def ask(self, now: int, out: list[InstanceCommand]) -> None:
         """Ask for those whose time has come."""
+        if now < self._ask_at:
+            return
         for job_id, at in list(self.asks.items()):
             job = self._instance.jobs.get(job_id)
             if job is None:
@@ -382,6 +394,7 @@ class Moves:
             elif at <= now:
                 self.asks[job_id] = NEVER
                 out.append(Ask(job_id, job.epoch, job.known, job.total))
+        self._ask_at = min(self.asks.values(), default=NEVER)
 
     # -- the destination ---------------------------------------------------------------------------------------
 

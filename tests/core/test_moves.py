@@ -496,7 +496,10 @@ class World:
             self.feed(number, Assigned(""))
         for _ in range(20_000):
             busy = [pair for pair, queue in self.channels.items() if queue]
-            if busy:
+            if any(core.due is not None and core.due <= self.now for core in self.cores.values()):
+                self.beat()
+                self.tick()
+            elif busy:
                 self.deliver(busy[0])
             elif self.pulls:
                 self.end_pull()
