@@ -1,6 +1,6 @@
 """Does a plan keep its word? The demo model on this machine: plan, serve as planned, load, and compare.
 
-    python bench/plan_live.py [--rate R] [--slo ttft=200ms,tpot=20ms] [--seconds 30] [--json results/plan_live.json]
+    python bench/plan_live.py [--rate R] [--slo ttft=200ms,tpot=20ms] [--seconds 30] [--profile SQLITE]
 
 A profile and a recorded load, from idle to too much, say what steps and messages take here. With that `penstock plan`
 searches policies and step sizes for one instance; without --rate the planned rate is the highest that the best carries.
@@ -11,6 +11,7 @@ The bar is 5 points of attainment.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -50,9 +51,10 @@ def main() -> int:
     args = _parse()
     OUT.mkdir(parents=True, exist_ok=True)
     if not args.planned:
-        delays, kv_tokens = learn()
+        delays, kv_tokens = learn(args.profile)
         plan(delays, kv_tokens, args)
     rows = serve(args)
+    print(f"load averages of the machine: {os.getloadavg()}")
     print("\n" + table(rows))
     args.json.write_text(json.dumps({"bar": BAR, "plan": (OUT / "plan.yaml").read_text(), "runs": rows}, indent=1))
     return 0
@@ -64,15 +66,19 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, help="requests/s; default: the most that the plan carries")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each live run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument(
+        "--profile", type=Path, metavar="SQLITE", help="of the demo model, made here; default: make one"
+    )
     parser.add_argument("--planned", action="store_true", help="serve the plan that is there")
     parser.add_argument("--json", type=Path, default=Path("results/plan_live.json"))
     return parser.parse_args()
 
 
-def learn() -> tuple[Delays, int]:
+def learn(profile: Path | None) -> tuple[Delays, int]:
     """What steps take, into a file; what messages take; and tokens of KV."""
-    profile = OUT / "demo.sqlite"
-    subprocess.run([*PENSTOCK, "profile", "--grid", "coarse", "--out", str(profile)], check=True)
+    if profile is None:
+        profile = OUT / "demo.sqlite"
+        subprocess.run([*PENSTOCK, "profile", "--grid", "coarse", "--out", str(profile)], check=True)
     log = OUT / "learn.log"
     windows = []
     with ServerProcess("--served-model-name", "m", "--record", str(log), "--quiet") as server:
