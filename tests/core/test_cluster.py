@@ -150,6 +150,25 @@ def test_room_is_promised_so_that_it_is_not_given_twice() -> None:
     assert room(made, 100) == [(1, 1)]
 
 
+def test_nobody_is_sent_where_too_many_arrive_already() -> None:
+    made = pair(pages_free=100)
+
+    def let_in(most: int, arriving: int) -> list[tuple[int | None, int]]:
+        load = Load(pages=1000, pages_free=100, arriving=arriving, arriving_most=most)
+        return sent_on(made.handle(Reported(1, load), 0))
+
+    let_in(2, 0)
+    assert [sent_on(ask(made, job, 1)) for job in range(4)] == [[(0, 1)], [(1, 1)], [], []]
+    assert let_in(2, 2) == [], "they arrive, and are still promised"
+    made.handle(Moved(0, 1), 0)
+    assert let_in(2, 1) == [(2, 1)], "one is there: the next may come"
+    made.handle(Moved(1, 1), 0)
+    assert let_in(0, 1) == [], "no seat is free"
+    assert let_in(2, 1) == [(3, 1)], "the one that arrives may be the one that was promised"
+    assert ask(made, 2, 1) == [], "turned away after all, it asks again, and waits"
+    assert let_in(3, 0) == [(2, 1)]
+
+
 def test_those_that_wait_for_room_go_in_order_and_a_large_one_holds_up_nobody_who_fits() -> None:
     made = pair(pages_free=0)
     for job, known in enumerate((500, 30, 40)):
