@@ -72,8 +72,9 @@ def same_story(live: dict, logged: dict) -> None:
         said(told, "move", "instance", "to", "copied", "computed_again", "failed", "phases_ms")
         for told in (live, logged)
     ]
-    # What is told of the last one may still have been on its way.
-    assert moves[0] == moves[1][: len(moves[0])]
+    # What each instance tells of its last one may still have been on its way.
+    assert [move for move in moves[1] if move in moves[0]] == moves[0]
+    assert len(moves[1]) - len(moves[0]) <= 2
 
 
 def test_a_request_that_the_log_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
