@@ -8,7 +8,7 @@ import msgspec
 
 from penstock.plan.bounds import Filter
 from penstock.plan.search import Terms, grid_max, search
-from penstock.plan.space import Cluster, Space, options
+from penstock.plan.space import Cluster, Space, options, pairs
 from penstock.plan.trial import Goal, Load
 from penstock.reproduce.figure import Figure, merged
 from penstock.reproduce.numbers import Numbers
@@ -37,5 +37,5 @@ def measure(figure: Figure, row: str, change: Mapping[str, Any], seed: int) -> N
     took_s = time.process_time() - began
     best = answers[0].rate if answers else 0.0
     return Numbers(
-        values={"search_s": took_s, "options": float(len(every)), "possible": float(len(possible)), "best": best}
+        values={"search_s": took_s, "pairs": float(len(pairs(space))), "possible": float(len(possible)), "best": best}
     )
