@@ -33,7 +33,7 @@ def draw(store: Store, path: Path) -> None:
         axis.set_title(panel.title, fontsize="medium")
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="x-small")
-    canvas.suptitle(f"{figure.title} ({figure.paper}; hollow: the paper's points)", fontsize="small")
+    canvas.suptitle(f"{figure.title}\n{figure.paper}; hollow: the paper's points", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=100)
 
