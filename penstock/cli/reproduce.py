@@ -28,9 +28,7 @@ ACTIONS = ("plot", "claims")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "figures", nargs="*", metavar="FIGURE", help="a name or its beginning, `all`, or an action"
-    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help="a name or its beginning, `all`, or an action")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="fewer points, shorter runs")
     how.add_argument("--live", action="store_true", help="on real servers on this machine, smaller")
@@ -103,9 +101,12 @@ def _write(store: Store) -> str:
 
 
 def _markdown(store: Store) -> str:
+    """A section about the figure, for a page that lies beside the folder with the results."""
     one = store.figure
-    remarks = "".join(f"* {remark}\n" for remark in _remarks(one))
-    return f"### {one.name}: {one.title}\n\n{one.paper}.\n\n{claims.markdown(store)}\n" + f"\n{remarks}" * bool(remarks)
+    picture = Path(*store.folder.parts[-3:]) / "figure.png"
+    remarks = "".join(f"* {' '.join(remark.split())}\n" for remark in _remarks(one))
+    parts = [f"### {one.name}", f"{one.title}. {one.paper}.", f"![]({picture})", claims.markdown(store), remarks]
+    return "\n\n".join(filter(None, parts))
 
 
 def _remarks(one: Figure) -> list[str]:
