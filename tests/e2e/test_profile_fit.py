@@ -63,7 +63,7 @@ def test_measuring_again_adds_only_what_is_missing(measured: Path, capsys: pytes
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_half_way_it_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     path = tmp_path / "p.sqlite"
-    command = [sys.executable, "-m", "penstock.cli.main", "profile", "--engine", "null", "--null-cost", "10,0,0"]
+    command = [sys.executable, "-m", "penstock.cli.main", "profile", "--engine", "null", "--null-cost", "40,0,0"]
     process = subprocess.Popen([*command, "--out", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     ends_s = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < ends_s and not (path.exists() and _some(path)):
@@ -75,7 +75,7 @@ def test_stopped_half_way_it_goes_on(tmp_path: Path, how: signal.Signals) -> Non
         assert b"goes on" in said
     points, repeats = count(path)
     assert points > 0
-    assert main(["profile", "--engine", "null", "--null-cost", "10,0,0", "--repeat", "1", "--out", str(path)]) == 0
+    assert main(["profile", "--engine", "null", "--null-cost", "40,0,0", "--repeat", "1", "--out", str(path)]) == 0
     assert count(path)[0] == 52
     assert count(path)[1] >= repeats
 
