@@ -79,7 +79,9 @@ def _parse() -> argparse.Namespace:
 def compare(args: argparse.Namespace, name: str, use: float, urls: dict[str, str], folder: Path) -> int:
     """Both servers under one load, printed; how many requests were lost."""
     load = LOADS[name]
-    idle = drive(urls["mixed"], load, folder / "idle.json", ["--arrival", "closed", "--max-concurrency", 1], 6)
+    # No run finds the prompts of another in a cache.
+    seed = round(1e6 * use)
+    idle = drive(urls["mixed"], load, folder / "idle.json", ["--arrival", "closed", "--max-concurrency", 1, "--seed", seed], 6)
     ttft_ms, tpot_ms = idle["TTFT P50"], idle["TPOT P50"]
     rate = use / (ttft_ms + tpot_ms * load.answer / TOGETHER) * 1e3
     targets = [f"ttft:{load.ttft * ttft_ms:.0f}", f"tpot:{load.tpot * tpot_ms:.1f}"]
@@ -90,7 +92,7 @@ def compare(args: argparse.Namespace, name: str, use: float, urls: dict[str, str
     found: dict[str, list[Numbers]] = {server: [] for server in urls}
     for number in range(args.rounds):
         for server in list(urls)[:: 1 if number % 2 == 0 else -1]:
-            how = ["--arrival", "poisson", "--request-rate", rate, "--goodput", *targets, "--seed", 1 + number]
+            how = ["--arrival", "poisson", "--request-rate", rate, "--goodput", *targets, "--seed", seed + 1 + number]
             count = max(4, round(rate * args.seconds))
             found[server].append(drive(urls[server], load, folder / f"{server}{number}.json", how, count))
     _print(found)
