@@ -81,7 +81,8 @@ def compare(args: argparse.Namespace, name: str, use: float, urls: dict[str, str
     load = LOADS[name]
     # No run finds the prompts of another in a cache.
     seed = round(1e6 * use)
-    idle = drive(urls["mixed"], load, folder / "idle.json", ["--arrival", "closed", "--max-concurrency", 1, "--seed", seed], 6)
+    alone = ["--arrival", "closed", "--max-concurrency", 1, "--seed", seed]
+    idle = drive(urls["mixed"], load, folder / "idle.json", alone, 6)
     ttft_ms, tpot_ms = idle["TTFT P50"], idle["TPOT P50"]
     rate = use / (ttft_ms + tpot_ms * load.answer / TOGETHER) * 1e3
     targets = [f"ttft:{load.ttft * ttft_ms:.0f}", f"tpot:{load.tpot * tpot_ms:.1f}"]
