@@ -121,7 +121,7 @@ def _listing() -> str:
     lines = [f"{'figure':<26}{'full':>8}{'quick':>8}  what it shows; the paper's hardware"]
     for name in figure.names():
         one = figure.load(name)
-        said = " (also --live)" if figure.has(name, "live") else ""
+        said = f" (--live: {' '.join(one.live_about.split())})" if figure.has(name, "live") else ""
         lines.append(f"{name:<26}{_minutes(one.minutes):>8}{_minutes(one.quick_minutes):>8}  {one.title}{said}")
         lines.append(f"{'':<44}{one.paper}; {one.hardware}")
         lines += [f"{'':<44}- {claim.says}" for claim in one.claims]

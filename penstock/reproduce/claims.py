@@ -158,7 +158,7 @@ _TAKES = {"value": _value, "crossing": _crossing, "order": _order, "points": _po
 def render(store: Store) -> str:
     """A `.claim` file."""
     figure = store.figure
-    lines = [f"# {figure.name} ({figure.scale}): {figure.paper}"]
+    lines = [f"# {figure.name} ({figure.scale}): {figure.paper}", f"# to be seen: {' '.join(figure.expect.split())}"]
     for verdict in judge(store):
         claim = verdict.claim
         lines += ["", f"claim      {claim.says}", f"published  {_published(claim)}", f"ours       {verdict.said}"]

@@ -189,6 +189,7 @@ class Figure(_Spec, frozen=True, kw_only=True):
     claims: list[Claim] = []
     #: Which of `SCALES` this is.
     scale: str = "full"
+    #: What `--live` serves and sends, in words.
     live_about: str = ""
 
     @property

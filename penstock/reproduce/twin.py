@@ -63,8 +63,6 @@ def run(
         "steps": float(watched.seen.count),
     }
     values |= watched.halts(records)
-    if watched.seen.transfers:
-        values["transfer_mean_ms"] = float(np.mean(watched.seen.transfers))
     if any(request.priority for request in asked):
         classes = {"urgent_": True, "normal_": False}
         for prefix, urgent in classes.items():
@@ -87,10 +85,6 @@ class _Seen:
     def __init__(self) -> None:
         self.members: Sequence[Any] = ()
         self.count = 0
-        #: ms of copying, a number a move that copied.
-        self.transfers: list[float] = []
-        #: job -> ns that its copies took.
-        self.copied_ns: dict[int, int] = {}
         #: Jobs that went on elsewhere, copied or not.
         self.switched: set[int] = set()
         self._looked_ns = 0
@@ -125,10 +119,6 @@ class _Seen:
         """See `sim.Observer`."""
         if not ended.reason:
             self.switched.add(ended.job)
-        if ended.copied and not ended.reason:
-            took = sum(ended.phases[1:3])
-            self.transfers.append(took / MS)
-            self.copied_ns[ended.job] = self.copied_ns.get(ended.job, 0) + took
 
 
 class Watched(Simulation):
