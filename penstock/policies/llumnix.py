@@ -7,7 +7,8 @@ for each job. A job's virtual usage is what it holds, and
     on a draining instance  infinite: everything moves away (scaling down; the cluster does that by itself)
 A new instance has the most room, so jobs move to it. What differs from the paper: jobs of a draining instance are moved
 by the cluster; between giving and taking there is a gap, and who takes a job must still be able to take another one
-then, so that jobs do not go back and forth.
+then, so that jobs do not go back and forth; and an ordinary job that would wait elsewhere takes what is kept for urgent
+ones, since a negative freeness, divided by the jobs, would send it to the longest queue.
 """
 
 from collections.abc import Iterator
@@ -19,46 +20,45 @@ from penstock.core.move import Offload
 from penstock.policies.scaling import Scaling
 
 
-def headroom(load: Load, tokens: int) -> int:
-    """Tokens that are kept free for urgent jobs, where there are any."""
-    return max(0, load.pages * load.page_tokens - tokens) if load.urgent else 0
-
-
 class Virtual:
     """The ranks, by what the balance says."""
 
     def __init__(self, balance: Balance) -> None:
         self._balance = balance
 
+    def _kept(self, load: Load, keep: bool) -> int:
+        """Tokens that are kept free for urgent jobs, where any are."""
+        return max(0, load.pages * load.page_tokens - self._balance.urgent_tokens) if keep else 0
+
     def pressure(self, load: Load) -> float:
         """For moves: freeness, the head of the queue counted as if it ran. Least first gives away first."""
-        free = load.pages_free * load.page_tokens - headroom(load, self._balance.urgent_tokens)
+        free = load.pages_free * load.page_tokens - self._kept(load, load.urgent > 0)
         if not self._balance.defragmentation:
             return free / max(1, load.running)
         return (free - load.head_tokens) / max(1, load.running + bool(load.waiting))
 
     def room(self, load: Load, tokens: float) -> int:
         """The longest job that may come so that each still has so many tokens then."""
-        free = load.pages_free * load.page_tokens - headroom(load, self._balance.urgent_tokens) - load.head_tokens
+        free = load.pages_free * load.page_tokens - self._kept(load, load.urgent > 0) - load.head_tokens
         return int(free - tokens * (load.running + bool(load.waiting) + 1))
 
     def place(self, load: Load) -> float:
-        """For new jobs: all that wait counts, and urgent jobs are kept apart."""
-        free = load.pages_free * load.page_tokens - load.waiting_tokens
-        return -(free - headroom(load, self._balance.urgent_tokens)) / _jobs(load)
+        """For new jobs: all that wait counts, and what is kept free for urgent jobs only where nothing else is."""
+        return _place(load, self._kept(load, load.urgent > 0))
 
     def place_urgent(self, load: Load) -> float:
-        """For urgent jobs, whose own headroom does not bar them: first where others share it, up to the load that it is
-        kept at, so that few instances are kept at it and the rest is for ordinary jobs."""
-        free = load.pages_free * load.page_tokens - load.waiting_tokens
-        room = self._balance.urgent_tokens - (load.pages * load.page_tokens - free)
-        if load.urgent and room > 0:
-            return -float(load.pages * load.page_tokens + room)
-        return -free / _jobs(load)
+        """For urgent jobs: first where others are, so that few instances are kept free and the rest is for ordinary
+        jobs."""
+        return _place(load, self._kept(load, not load.urgent))
 
 
-def _jobs(load: Load) -> int:
-    return max(1, load.running + load.waiting + load.arriving)
+def _place(load: Load, kept: int) -> float:
+    """By what is free for each job; next where only what is `kept` (tokens) is free; last where jobs would wait."""
+    free = load.pages_free * load.page_tokens - load.waiting_tokens
+    jobs = max(1, load.running + load.waiting + load.arriving)
+    if free <= 0:
+        return 1 - free / jobs
+    return (kept - free) / (jobs if free > kept else load.pages * load.page_tokens)
 
 
 class Llumnix:

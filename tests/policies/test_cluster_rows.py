@@ -75,16 +75,23 @@ def test_without_defragmentation_the_queue_does_not_count() -> None:
     assert virtual.pressure(load(600, 4, 500)) == 150.0
 
 
-def test_new_jobs_count_all_that_wait_and_stay_away_from_urgent_ones() -> None:
+def test_new_jobs_count_all_that_wait() -> None:
     assert -URGENT.place(load(600, 4, 100, 200)) == (600 - 300) / 6
     assert freeness(load(600, 4, 100, 200)) == -(600 - 300) / 6
-    assert -URGENT.place(load(600, 4, urgent=1)) == (600 - 840) / 4
-    assert -URGENT.place_urgent(load(600, 4, urgent=1)) == 600 / 4
 
 
-def test_urgent_jobs_share_an_instance_up_to_the_load_that_it_is_kept_at() -> None:
-    ranked = [load(900, 2, urgent=1), load(850, 1, urgent=1), load(1000), load(800, 1, urgent=1), load(600, 4)]
-    assert sorted(ranked, key=URGENT.place_urgent) == ranked
+def test_new_jobs_take_what_is_kept_for_urgent_ones_only_before_they_would_wait() -> None:
+    kept = [load(700, 9, urgent=1), load(500, 2, urgent=2)]
+    ranked = [load(900, 1, urgent=1), load(600, 20), *kept, load(0, 5), load(100, 5, 50, 90), load(500, 1, 900)]
+    ranks = [URGENT.place(here) for here in ranked]
+    assert ranks == sorted(set(ranks))
+
+
+def test_urgent_jobs_go_where_others_are_before_they_spoil_another_instance() -> None:
+    others = [load(900, 2, urgent=1), load(600, 4, urgent=3)]
+    ranked = [*others, load(950, 1), load(100, 9, urgent=9), load(700, 1), load(400, 4), load(0, 9, urgent=9)]
+    ranks = [URGENT.place_urgent(here) for here in ranked]
+    assert ranks == sorted(set(ranks))
 
 
 def test_who_takes_a_job_can_still_take_another_one() -> None:
