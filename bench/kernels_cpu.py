@@ -1,6 +1,8 @@
 """Speed of the CPU kernels: plain torch, ours, and the floor that memory or arithmetic sets. One table.
 
-    python bench/kernels_cpu.py [--threads 2]
+    python bench/kernels_cpu.py [--threads 2] [--linear]
+
+With --linear another table: GFLOP/s of the linear layers by rows, ours and those of a float32 product by torch.
 
 The floor is measured here first: reading memory (a sum over 512 MB) and multiplying float32 matrices (a product of
 2048 x 2048). Shapes are those of a 0.29 B Llama (hidden 1024, 16 heads, 4 KV heads of 64, MLP 2816). Weights and caches
@@ -11,6 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -24,7 +27,10 @@ from penstock.engine.cpu.layers import Norm
 from penstock.engine.cpu.linear import Packed, alternate
 from penstock.engine.plain import Plain
 
-HIDDEN, MLP, HEADS, KV_HEADS, DIM, PAGE_TOKENS = 1024, 2816, 16, 4, 64, 16
+HIDDEN, MLP, HEADS, KV_HEADS, DIM, PAGE_TOKENS, VOCABULARY = 1024, 2816, 16, 4, 64, 16, 8192
+#: Outputs and inputs of linear layers.
+SHAPES = {"q, k, v": (1536, HIDDEN), "output": (HIDDEN, HIDDEN), "down": (HIDDEN, MLP)}
+ROWS = 1, 8, 16, 30, 32, 36, 64, 128, 256, 2048
 #: Copies of what a kernel reads, used in turn.
 COPIES = 12
 BF16 = torch.bfloat16
@@ -34,12 +40,17 @@ Case = tuple[str, Callable[[], object], Callable[[], object], float, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--linear", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     read_gbs, gflops = memory_gbs(), product_gflops()
     print(f"{torch.get_num_threads()} threads, {simd.LANES} lanes, bfloat16 products: {simd.HAS_DOT}")
     print(f"memory read {read_gbs:.1f} GB/s, float32 product {gflops:.0f} GFLOP/s\n")
-    print(f"{'kernel':34} {'torch us':>10} {'ours us':>10} {'ratio':>7} {'floor us':>10}")
     torch.manual_seed(0)
+    if args.linear:
+        print_rates()
+        return
+    print(f"{'kernel':34} {'torch us':>10} {'ours us':>10} {'ratio':>7} {'floor us':>10}")
     with torch.inference_mode():
         for name, plain, ours, read_bytes, flops in (*linears(), *norms(), *attentions()):
             plain_s, ours_s = best_s(plain), best_s(ours)
@@ -72,9 +83,8 @@ def product_gflops() -> float:
 
 def linears() -> Iterator[Case]:
     """The four products of a layer, in bfloat16 (torch) and packed (ours)."""
-    shapes = {"q, k, v": (1536, HIDDEN), "output": (HIDDEN, HIDDEN), "down": (HIDDEN, MLP)}
     for rows in (1, 8, 32, 128):
-        for name, (outputs, inputs) in shapes.items():
+        for name, (outputs, inputs) in SHAPES.items():
             weights = [torch.randn(outputs, inputs).to(BF16) for _ in range(COPIES)]
             yield linear_case(f"{name}, {rows} rows", rows, weights, [Packed(w) for w in weights])
         yield gated_case(rows)
@@ -101,6 +111,24 @@ def gated_case(rows: int) -> Case:
 
     size = 2 * MLP * HIDDEN
     return f"gate, up and SiLU, {rows} rows", reference, lambda: next(ours)(x), 2.0 * size, 2.0 * rows * size
+
+
+def print_rates() -> None:
+    shapes = {**SHAPES, "gate, up and SiLU": (2 * MLP, HIDDEN), "vocabulary": (VOCABULARY, HIDDEN)}
+    print(f"{'GFLOP/s, rows':30}", *(f"{rows:6}" for rows in ROWS))
+    with torch.inference_mode():
+        for name, (outputs, inputs) in shapes.items():
+            weights = [torch.randn(outputs, inputs).to(BF16) for _ in range(COPIES)]
+            mode = kernels.SILU_MUL if "SiLU" in name else kernels.STORE
+            packed = cycle([Packed(weight, mode=mode) for weight in weights])
+            wide = cycle([weight.float() for weight in weights])
+            for whose, product in (
+                ("", lambda x, packed=packed: next(packed)(x)),
+                (", float32", lambda x, wide=wide: F.linear(x, next(wide))),
+            ):
+                times = [best_s(partial(product, torch.randn(rows, inputs))) for rows in ROWS]
+                rates = (2e-9 * rows * outputs * inputs / s for rows, s in zip(ROWS, times, strict=True))
+                print(f"{name + whose:30}", *(f"{rate:6.1f}" for rate in rates), flush=True)
 
 
 def norms() -> Iterator[Case]:

@@ -35,6 +35,14 @@ def test_packed_linear_is_the_product_plus_bias(rows: int, outputs: int, inputs:
     close(Packed(weight, bias)(x), F.linear(x, weight.float(), bias))
 
 
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_row_gives_the_same_bits_whatever_rows_are_beside_it(pairs: bool) -> None:
+    x, packed = torch.randn(200, 800), Packed(torch.randn(40, 800).bfloat16(), torch.randn(40))
+    whole = packed(x, pairs=pairs)
+    for rows in range(1, 40):
+        assert torch.equal(packed(x[-rows:], pairs=pairs), whole[-rows:])
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_products_of_pairs_round_activations_only(rows: int) -> None:
     x, weight = torch.randn(rows, 130), (4 * torch.randn(40, 130)).bfloat16()

@@ -6,6 +6,7 @@ or float32. Loops over tickets are numba, what is inside is IR.
 """
 
 import struct
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -96,19 +97,36 @@ def scratch(size: int) -> Any:
 # Linear layers. Packed weights are panels of PANEL columns; in a panel, for each pair of inputs, PANEL lanes of two.
 
 STORE, ADD, SILU_MUL = 0, 1, 2
+#: Steps that rows take in turn before any goes on: so many of a panel's weights stay in the first cache, and as many
+#: that come next are on their way there.
+TILE = 128
+#: Rows of a block at most.
+BLOCK_ROWS = 32 * ROWS
 
 
-def widened(b: Builder, w: Value, k: Value) -> Any:
+def weights_of(b: Builder, w: Value, k: Value) -> Value:
+    """The address of step k's weights. Those of the next tile are asked for: memory then works while rows after the
+    first, which find all in the cache, are computed."""
+    start = simd.at(b, w, k, 4 * PANEL)
+    for line in range(0, 4 * PANEL, 64):
+        simd.prefetch(b, b.add(start, I64(TILE * 4 * PANEL + line)))
+    return start
+
+
+def widened(b: Builder, w: Value, k: Value) -> Iterator[simd.Product]:
     """Weights of step k: both inputs of a pair, widened; x is float32."""
-    start = simd.at(b, w, k, 4 * PANEL)
-    left, right = (simd.widen(b, simd.load(b, b.add(start, I64(c * 4 * LANES)), VI)) for c in range(2))
-    return [(4 * half, F32, [left[half], right[half]], fma) for half in range(2)]
+    start = weights_of(b, w, k)
+    for half in range(2):
+        pairs = [simd.load(b, b.add(start, I64(c * 4 * LANES)), VI) for c in range(2)]
+        yield 4 * half, F32, [simd.widen(b, pair)[half] for pair in pairs], fma
+        # Loaded again for the second half: kept, they would push sums out of the registers.
+        start = simd.opaque(b, start)
 
 
-def paired(b: Builder, w: Value, k: Value) -> Any:
+def paired(b: Builder, w: Value, k: Value) -> Iterator[simd.Product]:
     """Weights of step k as they are; x is pairs of bfloat16."""
-    start = simd.at(b, w, k, 4 * PANEL)
-    return [(0, I32, [simd.load(b, b.add(start, I64(c * 4 * LANES)), VI) for c in range(2)], simd.dot_pairs)]
+    start = weights_of(b, w, k)
+    yield 0, I32, [simd.load(b, b.add(start, I64(c * 4 * LANES)), VI) for c in range(2)], simd.dot_pairs
 
 
 def emit_panel(b: Builder, rows: Value, x: Value, ldx: Value, w: Value, steps: Value, out: Value, ldo: Value,
@@ -129,12 +147,8 @@ def emit_panel(b: Builder, rows: Value, x: Value, ldx: Value, w: Value, steps: V
     simd.per_row_count(b, rows, ROWS, emit)
 
 
-panel_widened = op(Nothing, *[Int] * 9)(partial(emit_panel, weights=widened, x_step=8))
-panel_paired = op(Nothing, *[Int] * 9)(partial(emit_panel, weights=paired, x_step=4))
-#: Steps that rows take in turn before any goes on: so many of a panel's weights stay in the first cache.
-TILE = 128
-#: Rows of a block at most.
-BLOCK_ROWS = 32 * ROWS
+panel_widened = op(Nothing, *[Int] * 9)(simd.apart("panel_widened", partial(emit_panel, weights=widened, x_step=8)))
+panel_paired = op(Nothing, *[Int] * 9)(simd.apart("panel_paired", partial(emit_panel, weights=paired, x_step=4)))
 #: What `panel_*` gave, where it is not the last word.
 _product = scratch(BLOCK_ROWS * PANEL * 4)
 
@@ -320,11 +334,8 @@ def clear(b: Builder, out: Value, lanes8: Value) -> None:
 
 @op(Nothing, Int, Int)
 def prefetch(b: Builder, start: Value, size: Value) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32])
-    ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
     with cgutils.for_range(b, b.lshr(size, I64(6)), intp=I64) as loop:
-        place = b.inttoptr(simd.at(b, start, loop.index, 64), ir.IntType(8).as_pointer())
-        b.call(ask, [place, I32(0), I32(3), I32(1)])
+        simd.prefetch(b, simd.at(b, start, loop.index, 64))
 
 
 def row_places(b: Builder, places: Value, start: int, count: int) -> list[Value]:
@@ -364,7 +375,7 @@ def transpose_keys(b: Builder, places: Value, dim: Value, out: Value, half_width
 def score(b: Builder, rows: Value, q: Value, dim: Value, panel: Value, out: Value) -> None:
     """out [rows, BLOCK] = q [rows, dim] times a panel of keys, for up to 6 rows."""
 
-    def weights(k: Value) -> Any:
+    def weights(k: Value) -> list[simd.Product]:
         start = simd.at(b, panel, k, BLOCK * 4)
         return [(0, F32, [simd.load(b, b.add(start, I64(32 * c)), V8) for c in range(2)], fma)]
 
@@ -420,11 +431,11 @@ def gather_values(
             slots = [[cgutils.alloca_once_value(b, simd.load(b, end, V8)) for end in pair] for pair in ends]
             x = [b.add(weights, I64(r * BLOCK * 4)) for r in range(n)]
 
-            def short(k: Value) -> Any:
+            def short(k: Value) -> list[simd.Product]:
                 place = simd.at(b, simd.load(b, simd.at(b, places, k, 8), I64), loop.index, 32)
-                return [(0, F32, simd.widen(b, simd.load(b, place, P8)), fma)]
+                return [(0, F32, list(simd.widen(b, simd.load(b, place, P8))), fma)]
 
-            def full(k: Value) -> Any:
+            def full(k: Value) -> list[simd.Product]:
                 place = simd.at(b, simd.load(b, simd.at(b, places, k, 8), I64), loop.index, 64)
                 return [(0, F32, [simd.load(b, b.add(place, I64(32 * c)), V8) for c in range(2)], fma)]
 

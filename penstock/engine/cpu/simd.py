@@ -22,6 +22,8 @@ from numba.extending import intrinsic
 
 Value = Any
 Builder = Any
+#: A part of a step of `outer_products`: offset of x in bytes, type of x, one vector a column, how to multiply and add.
+Product = tuple[int, Any, list[Value], Callable[..., Value]]
 
 FEATURES = dict(llvm.get_host_cpu_features())
 #: float32 numbers in one register of the matrix kernels.
@@ -60,6 +62,19 @@ def load(b: Builder, address: Value, kind: Any) -> Value:
 
 def store(b: Builder, value: Value, address: Value) -> None:
     b.store(value, b.inttoptr(address, value.type.as_pointer()), align=2)
+
+
+def prefetch(b: Builder, address: Value) -> None:
+    """Ask for the cache line of this address, which may be any."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(ask, [b.inttoptr(address, byte), I32(0), I32(3), I32(1)])
+
+
+def opaque(b: Builder, number: Value) -> Value:
+    """The same number, but LLVM does not know that: what is loaded from there is loaded anew. No instruction."""
+    return b.asm(ir.FunctionType(number.type, [number.type]), "", "=r,0", [number], False)
 
 
 def at(b: Builder, base: Value, index: Value | int, stride: Value | int) -> Value:
@@ -195,13 +210,35 @@ def op(result: Any, *arguments: Any) -> Callable[[Callable[..., Value | None]], 
     return register
 
 
+def apart(name: str, emit: Callable[..., None]) -> Callable[..., None]:
+    """The same code in a function of its own. Within a function of many loops, LLVM gives registers away that the
+    innermost needs, and sums go through memory."""
+
+    def call_it(b: Builder, *args: Value) -> None:
+        function = b.module.globals.get(name)
+        if function is None:
+            function = ir.Function(b.module, ir.FunctionType(ir.VoidType(), [arg.type for arg in args]), name)
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+            body = ir.IRBuilder(function.append_basic_block("entry"))
+            emit(body, *function.args)
+            body.ret_void()
+        b.call(function, args)
+
+    return call_it
+
+
 def outer_products(
-    b: Builder, acc: list[list[Value]], rows: list[Value], count: Value, x_step: int, weights: Callable[..., Any]
+    b: Builder,
+    acc: list[list[Value]],
+    rows: list[Value],
+    count: Value,
+    x_step: int,
+    weights: Callable[[Value], Iterable[Product]],
 ) -> None:
     """acc[r][c] += sum over k of x[r][k] * w[k][c], for `count` steps.
 
-    `acc` are stack slots (LLVM keeps them in registers), `rows` the addresses of x. `weights(k)` gives, for step k, a
-    list of (offset of x in bytes, type of x, one vector a column, how to multiply and add).
+    `acc` are stack slots (LLVM keeps them in registers), `rows` the addresses of x; `weights(k)` is step k.
     """
     with cgutils.for_range(b, count, intp=I64) as loop:
         for offset, kind, columns, multiply_add in weights(loop.index):
