@@ -372,7 +372,7 @@ def _search(
 def _on_the_whole(best: list[Answer], terms: Terms, folder: Path, args: argparse.Namespace) -> list[Answer]:
     """Those that carry some rate over all of the trace."""
     with tqdm(total=len(best), unit="option", disable=args.disable_tqdm or None) as bar:
-        answers = finalists.on_the_whole(best, terms, folder, args.jobs, bar.update)
+        answers = finalists.on_the_whole(best, terms, folder, args.jobs, lambda answer: bar.update())
     print(report.whole(answers, terms))
     return [answer for answer in answers if answer.rate]
 

@@ -5,7 +5,7 @@ Pure like the instance, whose part it is: it changes the instance's jobs and pag
 
 from collections.abc import Iterable
 from enum import IntEnum
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -181,12 +181,14 @@ class Moves:
         """When a wait ends, ns; None: nobody waits."""
         if not (self.outgoing or self.incoming or self.releasing or self.asks):
             return None
-        ends = [move.due for move in self.outgoing.values() if move.phase != Phase.STOPPING]
-        ends += [move.due for move in self.releasing.values()]
-        ends += [move.due for move in self.incoming.values() if not move.pulling]
-        if self.asks and self._ask_at != NEVER:
-            ends.append(self._ask_at)
-        return min(ends, default=None)
+        due = self._ask_at if self.asks else NEVER
+        for move in chain(self.outgoing.values(), self.releasing.values()):
+            if move.due < due and move.phase != Phase.STOPPING:
+                due = move.due
+        for arriving in self.incoming.values():
+            if arriving.due < due and not arriving.pulling:
+                due = arriving.due
+        return due if due != NEVER else None
 
     def holders(self) -> list[Job]:
         """Jobs that hold pages beside the running ones."""

@@ -162,7 +162,7 @@ class Observer(Protocol):
 class _Track:
     """What the driver knows of a job on an instance: how long its answer is, and when its tokens came."""
 
-    __slots__ = ("epoch", "left", "limited", "member", "runs", "tokens")
+    __slots__ = ("ends", "epoch", "first", "left", "limited", "member", "past", "tokens", "upto")
 
     def __init__(self, request: Request, member: "_Member") -> None:
         self.member = member
@@ -174,24 +174,29 @@ class _Track:
         self.left = request.output_tokens
         #: Whether the core ends it, at its limit.
         self.limited = _limit(request) == self.left
-        #: Runs of tokens, one a step: (ends of an instance's steps, the first, how many).
-        self.runs: list[tuple[array[int], int, int]] = []
+        #: The run of tokens, one a step, that goes on: ends of an instance's steps, the first, the one after the last.
+        self.ends: array[int] | None = None
+        self.first = self.upto = 0
+        #: Those before it.
+        self.past: list[tuple[array[int], int, int]] = []
 
     @property
     def emitted(self) -> int:
         """Tokens so far."""
         return self.tokens - self.left
 
-    def emit(self, seq: int, count: int = 1) -> None:
-        """A token at the end of each of `count` steps from `seq` on."""
+    @property
+    def runs(self) -> list[tuple["array[int]", int, int]]:
+        """All runs: (ends of an instance's steps, the first, the one after the last)."""
+        return self.past if self.ends is None else [*self.past, (self.ends, self.first, self.upto)]
+
+    def emit(self, seq: int, count: int, ends: "array[int]") -> None:
+        """A token at the end of each of `count` steps from `seq` on; `ends`: those of the instance."""
         self.left -= count
-        ends = self.member.ends
-        if self.runs:
-            last, first, so_far = self.runs[-1]
-            if first + so_far == seq and last is ends:
-                self.runs[-1] = (ends, first, so_far + count)
-                return
-        self.runs.append((ends, seq, count))
+        if self.upto != seq or self.ends is not ends:
+            self.past = self.runs
+            self.ends, self.first = ends, seq
+        self.upto = seq + count
 
 
 class _Stretch:
@@ -303,6 +308,8 @@ class Simulation:
         self._requests: Sequence[Request] = ()
         self._on_arrival: Callable[[], object] = lambda: None
         self._records: list[Record] = []
+        #: Of requests that are over, in that order. Grows while it runs.
+        self.over: list[Record] = []
         self._arrivals: Iterator[int] = iter(())
         #: Session -> its later turns, each of which waits for the one before.
         self._turns: dict[str, deque[int]] = {}
@@ -515,7 +522,8 @@ class Simulation:
         del self._open[job]
         track, record = self._tracks.pop(job, None), self._records[job]
         record.outcome, record.error, record.end_ns = outcome, error, self.now + delay
-        if track is not None and track.runs:
+        self.over.append(record)
+        if track is not None and track.ends is not None:
             self._write_times(record, track)
         session = self._requests[job].session
         if session and self._turns[session]:
@@ -528,14 +536,13 @@ class Simulation:
     def _write_times(self, record: Record, track: _Track) -> None:
         delay, runs = self._config.delays.token, track.runs
         if self._config.every_token:
-            parts = [ends[first : first + count] for ends, first, count in runs]
+            parts = [ends[first:upto] for ends, first, upto in runs]
             times = parts[0] if len(parts) == 1 else array("q", chain.from_iterable(parts))
             record.times_ns = (np.frombuffer(times, np.int64) + delay).tolist() if delay else times.tolist()
             return
-        tokens = sum(count for _, _, count in runs)
-        (first_ends, first, _), (last_ends, last, count) = runs[0], runs[-1]
-        record.times_ns = [first_ends[first] + delay, last_ends[last + count - 1] + delay][:tokens]
-        record.counts = [1, tokens - 1][:tokens]
+        (first_ends, first, _), (last_ends, _, upto) = runs[0], runs[-1]
+        record.times_ns = [first_ends[first] + delay, last_ends[upto - 1] + delay][: track.emitted]
+        record.counts = [1, track.emitted - 1][: track.emitted]
 
     # -- instances ---------------------------------------------------------------------------------------------
 
@@ -734,7 +741,7 @@ class Simulation:
         step = member.core.steps[stretch.seq]
         for job, piece in zip(step.jobs, step.slices, strict=True):
             if piece.start + piece.count >= job.known and (track := self._track(member, job)) is not None:
-                track.emit(stretch.seq, count)
+                track.emit(stretch.seq, count, member.ends)
         ends = stretch.ends[:count]
         member.ends.frombytes(np.asarray(ends).tobytes())
         self._see(member, stretch, ends)
@@ -753,7 +760,7 @@ class Simulation:
         ended: list[int] = []
         for job, piece in chain(zip(step.jobs, step.slices, strict=True), step.stale.items()):
             if piece.start + piece.count >= job.known and (track := self._track(member, job)) is not None:
-                track.emit(seq)
+                track.emit(seq, 1, member.ends)
                 if not track.left:
                     ended.append(job.id)
                     if not track.limited:

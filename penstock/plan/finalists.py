@@ -18,8 +18,8 @@ import penstock
 from penstock.metrics import curves, layout, result
 from penstock.metrics.curves import Judged, Point, Series
 from penstock.metrics.layout import Cell, Origin
-from penstock.plan.bounds import Bounds, Filter
-from penstock.plan.search import Answer, Terms, Trials, find, processes
+from penstock.plan.bounds import Filter
+from penstock.plan.search import Answer, Terms, Trials, processes, search
 from penstock.plan.space import Option, as_one
 from penstock.plan.trial import Load, Tally, trial
 
@@ -56,21 +56,21 @@ def over_rate(
 
 
 def on_the_whole(
-    answers: Sequence[Answer], terms: Terms, folder: Path, jobs: int = 1, on_answer: Callable[[], object] = lambda: None
+    answers: Sequence[Answer],
+    terms: Terms,
+    folder: Path,
+    jobs: int = 1,
+    on_answer: Callable[[Answer], object] = lambda answer: None,
 ) -> list[Answer]:
-    """The rates that these options carry over a whole trace, the best first; `terms` with the whole as the load."""
+    """The rates that these options carry over a whole trace, the best first; `terms` with the whole as the load. Half
+    of what short runs have found is taken for safe, as a bound is. Two are searched to the end."""
     sieve = Filter(terms.load, terms.goal, terms.seeds)
-    runs = [(answer.option, sieve.bounds(answer.option)) for answer in answers]
-    found: list[Answer] = []
-    with processes(jobs) as run:
-        for answer in run(partial(_found, terms=terms, folder=folder), runs):
-            found.append(answer)
-            on_answer()
-    return sorted(found, key=lambda answer: answer.order)
-
-
-def _found(one: tuple[Option, Bounds], *, terms: Terms, folder: Path) -> Answer:
-    return find(*one, 0.0, terms=terms, folder=folder)
+    options = []
+    for answer in answers:
+        bounds, rate = sieve.bounds(answer.option), answer.rate * answer.option.gpus
+        low = min(max(bounds.low, rate / 2), bounds.high)
+        options.append((answer.option, msgspec.structs.replace(bounds, low=low, likely=rate)))
+    return search(options, msgspec.structs.replace(terms, best=min(2, len(options))), folder, jobs, on_answer)
 
 
 def _judged(run: _Run, *, terms: Terms, folder: Path) -> Judged:

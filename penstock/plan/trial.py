@@ -16,7 +16,7 @@ from penstock.drivers.deployment import Laid
 from penstock.drivers.meter import Meter, Use
 from penstock.drivers.sim import Simulation, Times
 from penstock.metrics.idle import Idle
-from penstock.metrics.record import COMPLETED, FAILED, Record
+from penstock.metrics.record import COMPLETED, Record
 from penstock.plan import stretch
 from penstock.plan.space import Option
 from penstock.workload import trace
@@ -173,14 +173,12 @@ class _Watch:
         self.tally = Tally(requests=requests)
         self.now = 0
         self._goal, self._enough = goal, enough
-        #: Not judged yet; None until there are any.
-        self._pending: list[Record] | None = None
-        self._records: Callable[[], Sequence[Record]] = list
+        self._over: Sequence[Record] = ()
         self._calls = 0
 
     def watch(self, simulation: Simulation) -> None:
         self.meter.watch(simulation.members)
-        self._records = lambda: simulation.records
+        self._over = simulation.over
 
     def steps(self, instance: int, start_ns: int, ends_ns: Times, first: Features) -> None:
         """See `sim.Observer`."""
@@ -196,17 +194,9 @@ class _Watch:
         """See `sim.Observer`."""
         self.meter.moved(instance, to, ended, now_ns)
 
-    def look(self, over: bool = False) -> None:
-        """Judge those that are over since; `over`: all are."""
-        if self._pending is None:
-            self._pending = list(self._records())
-        still: list[Record] = []
-        ended: list[Record] = []
-        for record in self._pending:
-            there = not over and record.outcome == FAILED and not record.error
-            (still if there else ended).append(record)
-        self._pending = still
-        self.tally = self.tally.plus(_judge(ended, self._goal))
+    def look(self) -> None:
+        """Judge those that are over since."""
+        self.tally = self.tally.plus(_judge(self._over[self.tally.judged :], self._goal))
 
 
 def trial(
@@ -226,7 +216,7 @@ def trial(
     watch.watch(simulation)
     try:
         records = simulation.run(requests)
-        watch.look(over=True)
+        watch.look()
     except _Sure:
         records = list(simulation.records)
     limit = _limit(watch, laid, goal, records) if watch.tally.late else ""

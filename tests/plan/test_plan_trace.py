@@ -7,9 +7,9 @@ import pytest
 
 from penstock.cli.main import main
 from penstock.core.slo import Slo
-from penstock.plan import stretch
+from penstock.plan import finalists, stretch
 from penstock.plan.bounds import FREE, Bounds, Filter
-from penstock.plan.search import Terms, find
+from penstock.plan.search import Answer, Terms, find
 from penstock.plan.space import Cluster, Space, options
 from penstock.plan.trial import Goal, Load, trial
 from penstock.workload import trace
@@ -109,6 +109,23 @@ def test_the_winner_is_confirmed_on_the_whole_trace(
     best = said.split("Best: ")[1]
     assert row[4] in best
     assert f"{float(row[0]) * int(row[1]):.4g} req/s" in best
+
+
+@pytest.mark.parametrize("found", [0.5, 2.0, 8.0], ids=["too low", "about right", "far too high"])
+def test_what_short_runs_found_does_not_change_what_the_whole_trace_gives(
+    file: str, tmp_path: Path, found: float
+) -> None:
+    goal = Goal(Slo.parse("ttft=300ms,tpot=60ms"))
+    terms = Terms(goal=goal, load=load_of(file).whole, seeds=[0], rate_max=16.0, step=0.25)
+    space = Space(model="opt-13b", cluster=Cluster.parse("a100:2"), slo=goal.slo, pps=[1], cost=COST)
+    every = options(space)
+    plain = {o.name: find(o, Bounds(0.0, FREE, "", 0.0), 0.0, terms=terms) for o in every if not o.reason}
+    answers = [Answer(option=option, rate=found) for option in every if not option.reason]
+    whole = finalists.on_the_whole(answers, terms, tmp_path)
+    assert [a.rate for a in whole[:2]] == sorted((a.rate for a in plain.values()), reverse=True)[:2]
+    for answer in whole:
+        told = plain[answer.option.name]
+        assert answer.rate == told.rate if not answer.left else told.rate < answer.above
 
 
 def test_a_trace_needs_times_and_no_lengths(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
