@@ -97,19 +97,20 @@ def scratch(size: int) -> Any:
 # Linear layers. Packed weights are panels of PANEL columns; in a panel, for each pair of inputs, PANEL lanes of two.
 
 STORE, ADD, SILU_MUL = 0, 1, 2
-#: Steps that rows take in turn before any goes on: so many of a panel's weights stay in the first cache, and as many
-#: that come next are on their way there.
+#: Steps that rows take in turn before any goes on: so many of a panel's weights stay in the first cache.
 TILE = 128
+#: Weights are asked for so many steps before they are used.
+AHEAD = 48
 #: Rows of a block at most.
 BLOCK_ROWS = 32 * ROWS
 
 
 def weights_of(b: Builder, w: Value, k: Value) -> Value:
-    """The address of step k's weights. Those of the next tile are asked for: memory then works while rows after the
-    first, which find all in the cache, are computed."""
+    """The address of step k's weights. Those that come later are asked for: the first rows of a tile wait for memory
+    otherwise, and memory for the last."""
     start = simd.at(b, w, k, 4 * PANEL)
     for line in range(0, 4 * PANEL, 64):
-        simd.prefetch(b, b.add(start, I64(TILE * 4 * PANEL + line)))
+        simd.prefetch(b, b.add(start, I64(AHEAD * 4 * PANEL + line)))
     return start
 
 
