@@ -122,7 +122,7 @@ def test_what_short_runs_found_does_not_change_what_the_whole_trace_gives(
     plain = {o.name: find(o, Bounds(0.0, FREE, "", 0.0), 0.0, terms=terms) for o in every if not o.reason}
     answers = [Answer(option=option, rate=found) for option in every if not option.reason]
     whole = finalists.on_the_whole(answers, terms, tmp_path)
-    assert [a.rate for a in whole[:2]] == sorted((a.rate for a in plain.values()), reverse=True)[:2]
+    assert whole[0].rate == max(answer.rate for answer in plain.values())
     for answer in whole:
         told = plain[answer.option.name]
         assert answer.rate == told.rate if not answer.left else told.rate < answer.above
