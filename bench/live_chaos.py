@@ -11,6 +11,8 @@ Recovery, of each blow: until the streams that ran on the victim had a token aga
 were; the victim's last report says how many, and so many of the streams that waited longest are taken for them. `back`
 is when all instances are up again. Ends with status 1 where a request did not get its tokens or something was left
 behind.
+
+`--launcher ray` has Ray start the workers, over two nodes of a cluster that the script makes on this host.
 """
 
 import argparse
@@ -23,7 +25,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -88,7 +91,10 @@ class Blow:
 
 def main() -> int:
     args = _parse()
-    with tempfile.TemporaryDirectory() as folder, ServerProcess(*flags(args, Path(folder))) as server:
+    with ExitStack() as stack:
+        more = ["--launcher", "ray", "--ray-address", stack.enter_context(two_nodes())] * (args.launcher == "ray")
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        server = stack.enter_context(ServerProcess(*flags(args, Path(folder)), *more))
         failures = run(torment(server, args))
         failures += ["the server printed a traceback"] * server.said("Traceback")
     print("\n".join(failures) or "every request got exactly its tokens, and nothing was left behind")
@@ -104,7 +110,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--model", default="null", help="null, tiny (random weights) or a model folder")
     parser.add_argument("--instances", type=int, default=3)
     parser.add_argument("--policy", default="llumnix", help="default: %(default)s")
-    parser.add_argument("--launcher", default="", help="local or ray, where the server has the choice")
+    parser.add_argument("--launcher", default="local", choices=["local", "ray"], help="default: %(default)s")
     parser.add_argument("--watchdog", type=float, default=2.0, help="seconds of silence that the server allows")
     parser.add_argument("--ttft-ms", type=float, default=1000.0, help="a good request's first token (ms)")
     parser.add_argument("--tpot-ms", type=float, default=100.0, help="and the mean time of the others (ms)")
@@ -112,10 +118,23 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@contextmanager
+def two_nodes() -> Iterator[str]:
+    """A Ray cluster of two nodes on this host, each with room for two instances; its address."""
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # A short path, since sockets lie below it.
+        os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
+        cluster = Cluster()
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
+        yield cluster.address
+        cluster.shutdown()
+
+
 def flags(args: argparse.Namespace, folder: Path) -> list[str]:
     shared = ["--instances", args.instances, "--policy", args.policy, "--watchdog", args.watchdog, "--quiet"]
     shared += ["--admin-key", KEY, "--served-model-name", "victim"]
-    shared += ["--launcher", args.launcher] if args.launcher else []
     if args.model == "null":
         shared += ["--engine", "null", "--null-cost", "20,20,100"]
     else:
