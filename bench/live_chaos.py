@@ -92,7 +92,9 @@ class Blow:
 def main() -> int:
     args = _parse()
     with ExitStack() as stack:
-        more = ["--launcher", "ray", "--ray-address", stack.enter_context(two_nodes())] * (args.launcher == "ray")
+        more: list[str] = []
+        if args.launcher == "ray":
+            more = ["--launcher", "ray", "--ray-address", stack.enter_context(two_nodes())]
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         server = stack.enter_context(ServerProcess(*flags(args, Path(folder)), *more))
         failures = run(torment(server, args))
@@ -126,10 +128,12 @@ def two_nodes() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # A short path, since sockets lie below it.
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
         cluster = Cluster()
-        for _ in range(2):
-            cluster.add_node(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
-        yield cluster.address
-        cluster.shutdown()
+        try:
+            for _ in range(2):
+                cluster.add_node(num_cpus=2, include_dashboard=False, object_store_memory=80_000_000)
+            yield cluster.address
+        finally:
+            cluster.shutdown()
 
 
 def flags(args: argparse.Namespace, folder: Path) -> list[str]:

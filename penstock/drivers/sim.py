@@ -194,7 +194,8 @@ class _Track:
         """A token at the end of each of `count` steps from `seq` on; `ends`: those of the instance."""
         self.left -= count
         if self.upto != seq or self.ends is not ends:
-            self.past = self.runs
+            if self.ends is not None:
+                self.past.append((self.ends, self.first, self.upto))
             self.ends, self.first = ends, seq
         self.upto = seq + count
 

@@ -63,14 +63,14 @@ def on_the_whole(
     on_answer: Callable[[Answer], object] = lambda answer: None,
 ) -> list[Answer]:
     """The rates that these options carry over a whole trace, the best first; `terms` with the whole as the load. Half
-    of what short runs have found is taken for safe, as a bound is; one that is behind another is left."""
+    of what short runs have found is taken for safe, as a bound is."""
     sieve = Filter(terms.load, terms.goal, terms.seeds)
     options = []
     for answer in answers:
         bounds, rate = sieve.bounds(answer.option), answer.rate * answer.option.gpus
         low = min(max(bounds.low, rate / 2), bounds.high)
         options.append((answer.option, msgspec.structs.replace(bounds, low=low, likely=rate)))
-    return search(options, msgspec.structs.replace(terms, best=1), folder, jobs, on_answer)
+    return search(options, msgspec.structs.replace(terms, best=len(options)), folder, jobs, on_answer)
 
 
 def _judged(run: _Run, *, terms: Terms, folder: Path) -> Judged:

@@ -150,7 +150,7 @@ def search(
     found: list[Answer] = []
     with processes(jobs) as run:
         while waiting:
-            count = max(jobs, WAVE if len(found) >= terms.best else terms.best)
+            count = max(WAVE, jobs) if len(found) >= terms.best else terms.best
             wave, waiting = waiting[:count], waiting[count:]
             best = sorted(answer.rate for answer in found)[-terms.best :]
             cutoff = best[0] if len(best) == terms.best else 0.0

@@ -7,8 +7,8 @@ for each job. A job's virtual usage is what it holds, and
     on a draining instance  infinite: everything moves away (scaling down; the cluster does that by itself)
 A new instance has the most room, so jobs move to it. What differs from the paper: jobs of a draining instance are moved
 by the cluster; between giving and taking there is a gap, and who takes a job must still be able to take another one
-then, so that jobs do not go back and forth; and an ordinary job that would wait elsewhere takes what is kept for urgent
-ones, since a negative freeness, divided by the jobs, would send it to the longest queue.
+then, so that jobs do not go back and forth; and where nothing is free elsewhere, an ordinary job takes what is kept for
+urgent ones: by a negative freeness for each job, an instance with a long queue would come before it.
 """
 
 from collections.abc import Iterator

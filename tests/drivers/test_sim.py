@@ -133,6 +133,7 @@ def test_leaping_over_quiet_stretches_gives_what_stepping_gives(policy: str, see
         for member in simulation.members:
             laws.check(member.core)
         ran.append((records, state))
+        assert sorted(record.id for record in simulation.over) == list(range(len(requests))), "each is over once"
     assert ran[0] == ran[1]
     assert any(r.outcome == COMPLETED for r in ran[0][0])
 
