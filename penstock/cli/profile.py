@@ -142,7 +142,8 @@ class _Rounds:
                         missing[step] -= 1
                     else:
                         bar.total += expected_s[step]
-                    bar.update(expected_s[step])
+                    # Sums of floats: the last may end a hair beyond the total, which tqdm warns of.
+                    bar.update(min(expected_s[step], bar.total - bar.n))
 
     def _wanted(self, step: grid.Step) -> int:
         """On how many occasions to measure a step."""
