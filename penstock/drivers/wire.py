@@ -86,11 +86,13 @@ class Mailbox(Generic[T]):
         if (socket := self._peers.pop(peer, None)) is not None:
             socket.close(linger=0)
 
-    def send(self, peer: str, message: Any) -> None:
-        """To a peer that is connected; to others it is lost. Never waits."""
-        if (socket := self._peers.get(peer)) is not None:
-            with contextlib.suppress(zmq.Again):
-                socket.send(self._encoder.encode(Letter(self.name, message)), zmq.NOBLOCK)
+    def send(self, peer: str, message: Any) -> bool:
+        """To a peer that is connected; to others it is lost (False). Never waits."""
+        if (socket := self._peers.get(peer)) is None:
+            return False
+        with contextlib.suppress(zmq.Again):
+            socket.send(self._encoder.encode(Letter(self.name, message)), zmq.NOBLOCK)
+        return True
 
     def receive(self) -> Letter[T] | None:
         """The next letter, None if there is none now."""

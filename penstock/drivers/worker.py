@@ -82,6 +82,8 @@ from penstock.policies.bundles import make_instance
 
 #: How often the worker looks after what has no event of its own.
 _LOOK_S = 1.0
+#: Messages that wait for news of their instance, at most.
+_EARLY = 1024
 #: A copy that a job waits for: some messages and a pull, and then what its bytes take.
 _COPY_NS = 5 * MS
 _BYTE_NS = 1.0
@@ -300,6 +302,9 @@ class Worker:
         os.set_blocking(self._woken, False)
         #: Move that arrives -> physical pages at its source.
         self._source_pages: dict[int, list[int]] = {}
+        #: (instance, message) for those that are not known yet: a home may speak of one before the control does, since
+        #: what two senders send is not in order.
+        self._early: deque[tuple[int, m.Peer]] = deque(maxlen=_EARLY)
         #: Jobs that go elsewhere, once all their tokens are told.
         self._switches: list[Switch] = []
         #: Jobs that have not caught up since they began here -> the positions that were known then.
@@ -396,6 +401,7 @@ class Worker:
                 self._on_neighbour(message)
             case PeerLeft(instance):
                 self._mailbox.disconnect(m.instance_name(instance))
+                self._send_early(instance)
                 if self._transport is not None:
                     self._transport.forget(instance)
                 self._feed(message)
@@ -420,13 +426,13 @@ class Worker:
 
     def _on_neighbour(self, card: m.Neighbour) -> None:
         self._mailbox.connect(m.instance_name(card.instance), card.address)
-        if self._transport is None:
-            return
         try:
-            self._transport.connect(card.instance, card.pages_at)
+            if self._transport is not None:
+                self._transport.connect(card.instance, card.pages_at)
         except ValueError as error:
             text = f"no KV pages come from instance {card.instance}, jobs from there are computed again: {error}"
             self._mailbox.send(m.CONTROL, m.Starting(text))
+        self._send_early(card.instance)
 
     def _on_roll(self, home: str, jobs: list[tuple[int, int]]) -> None:
         listed = dict(jobs)
@@ -584,7 +590,18 @@ class Worker:
                 pages = []
             if len(pages) * self._engine.info.page_tokens < event.upto:
                 return self.engine_loop.todo.put(command)
-        self._mailbox.send(m.instance_name(command.instance), m.Peer(event, pages))
+        message = m.Peer(event, pages)
+        if not self._mailbox.send(m.instance_name(command.instance), message):
+            self._early.append((command.instance, message))
+
+    def _send_early(self, instance: int) -> None:
+        """What waited for news of the instance goes there; if it has left, nowhere."""
+        early = [self._early.popleft() for _ in range(len(self._early))]
+        for other, message in early:
+            if other == instance:
+                self._mailbox.send(m.instance_name(instance), message)
+            else:
+                self._early.append((other, message))
 
     def _switch(self) -> None:
         for switch in self._switches:
