@@ -17,7 +17,7 @@ from penstock.engine.null import NullOptions
 from penstock.engine.params import Sampling
 
 
-def next_of(box: Mailbox, kind: type) -> Any:
+def next_of(box: Mailbox[Any], kind: type) -> Any:
     """The next letter of that kind; others are passed over."""
     while box.inbox.poll(20_000):
         letter = box.receive()
@@ -30,7 +30,9 @@ def next_of(box: Mailbox, kind: type) -> Any:
 async def test_what_is_for_an_instance_waits_until_that_is_known(arrives: bool, tmp_path: Path) -> None:
     """A job is to go to instance 1, or comes from there, before the control has said where that is."""
     reads = {m.CONTROL: m.ToControl, "home": m.ToHome | m.Pong, "i1": m.ToWorker}
-    boxes = {name: Mailbox(name, f"ipc://{tmp_path}/{name}", kinds) for name, kinds in reads.items()}
+    boxes: dict[str, Mailbox[Any]] = {
+        name: Mailbox(name, f"ipc://{tmp_path}/{name}", kinds) for name, kinds in reads.items()
+    }
     control, home, other = boxes.values()
     launcher = LocalLauncher()
     config = WorkerConfig(engine=NullOptions(pages=512), control=control.address, moves=MoveLimits())
