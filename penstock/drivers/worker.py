@@ -336,7 +336,7 @@ class Worker:
                 os.read(self._woken, 4096)
             while self.engine_loop.done:
                 self._on_done(self.engine_loop.done.popleft())
-            all_read = self._receive()
+            all_read = self._mailbox.inbox not in ready or self._receive()
             if (due := self._core.due) is not None and due <= time.monotonic_ns():
                 self._feed(Tick())
             if time.monotonic() - self._looked_s >= _LOOK_S:
