@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -90,6 +91,12 @@ def _server_arguments(group: Any) -> None:
     group.add_argument("--backend", choices=list(ENDPOINTS), default="openai", help="text or chat completions")
     group.add_argument("--endpoint", help="path, where it is not the backend's usual one")
     group.add_argument("--model", default="", help="default: the first that /v1/models names")
+    group.add_argument(
+        "--ready-check-timeout-sec",
+        type=float,
+        metavar="S",
+        help="wait so long for a server that is not ready; default: 600, but 0 for one that is not there at all",
+    )
 
 
 def workload_arguments(group: Any) -> None:
@@ -234,6 +241,7 @@ async def _serve(args: argparse.Namespace) -> int:
         args.model,
         {"Authorization": f"Bearer {key}"} if key else {},
     )
+    await target.wait(args.ready_check_timeout_sec, partial(print, file=sys.stderr))
     await target.find()
     run = _Run(args, target, requests, [said, _prompts_said(target, requests)])
     await run.alone(requests[: args.num_warmups])

@@ -5,8 +5,11 @@ that their lengths are exact. Elsewhere, and for chats, they are common words, a
 right number of tokens when the server was asked once; the usage in its answers then tells the true numbers.
 """
 
+import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import aiohttp
@@ -16,6 +19,8 @@ from penstock.workload.request import Request
 from penstock.workload.trace import scale_lengths
 
 PROBE_S_MAX = 60.0
+#: How long a server is waited for that says that it is loading, and how often it is asked.
+LOADING_S, ASK_EVERY_S = 600.0, 0.5
 #: With fewer different tokens, prompts could be alike; and the ids before the first are often special.
 IDS_MIN, IDS_FIRST = 32, 8
 _TEXT = " ".join(WORDS)
@@ -73,6 +78,39 @@ class Target:
         bounds = {"ttft": slo.ttft, "tpot": slo.tpot, "e2e": slo.e2e} if slo else {}
         return {f"x-slo-{name}-ms": f"{t.ns / 1e6:g}" for name, t in bounds.items() if t is not None and t.ns}
 
+    async def wait(self, within_s: float | None = None, say: Callable[[str], object] = lambda text: None) -> None:
+        """Until the server is ready. By default one that says that it is loading (503 from /health) has ten minutes,
+        one that is not there has none: it may never have been started. Raises NoServer."""
+        said, end = False, time.monotonic() + (LOADING_S if within_s is None else within_s)
+        async with aiohttp.ClientSession(headers=self.headers) as session:
+            while (state := await self._health(session)) is not None:
+                if time.monotonic() >= end or (within_s is None and state != HTTPStatus.SERVICE_UNAVAILABLE):
+                    raise self._no_answer(state)
+                if not said:
+                    said = True
+                    say(f"waiting for the server at {self.base_url} to be ready")
+                await asyncio.sleep(ASK_EVERY_S)
+
+    async def _health(self, session: aiohttp.ClientSession) -> int | str | None:
+        """None once it is ready, as far as one can know from /health; else the status, or why there is none."""
+        timeout = aiohttp.ClientTimeout(total=PROBE_S_MAX)
+        try:
+            async with session.get(self.base_url + "/health", timeout=timeout) as response:
+                return response.status if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
+        except (aiohttp.ClientError, OSError) as error:
+            return str(error) or type(error).__name__
+
+    def _no_answer(self, why: object) -> NoServer:
+        if isinstance(why, int):
+            return NoServer(
+                f"the server at {self.base_url} is not ready: /health answers {why}; see what it printed, or give it "
+                "more time with --ready-check-timeout-sec"
+            )
+        return NoServer(
+            f"no server answers at {self.base_url} ({why}); start one, or say where it is with --base-url, or --host "
+            "and --port; --ready-check-timeout-sec waits for one that is about to start"
+        )
+
     async def find(self) -> None:
         """Learn the model, if none was named, and what prompts may be. Raises NoServer."""
         timeout = aiohttp.ClientTimeout(total=PROBE_S_MAX)
@@ -82,10 +120,7 @@ class Target:
                     self.model = await self._first_model(session)
                 await self._learn_alphabet(session)
         except (aiohttp.ClientError, OSError) as error:
-            raise NoServer(
-                f"no server answers at {self.base_url} ({error or type(error).__name__}); start one, or say where it "
-                "is with --base-url, or --host and --port"
-            ) from None
+            raise self._no_answer(str(error) or type(error).__name__) from None
 
     async def words_of(self, prompt: str | list[int]) -> str:
         """The prompt as text, for people; token ids where the server cannot tell their text."""

@@ -43,6 +43,8 @@ class FakeServer:
     tokenizes: bool = True
     #: Knows no word: each is token 2, as with a tokenizer of another language; ids go up to this.
     wordless: int = 0
+    #: So many times it says that it is not ready.
+    loading: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     disconnects: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -53,6 +55,7 @@ class FakeServer:
     @asynccontextmanager
     async def running(self, port: int = 0) -> AsyncIterator["FakeServer"]:
         app = web.Application()
+        app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/v1/chat/completions", self._complete)
@@ -73,6 +76,10 @@ class FakeServer:
         """Waits until so many clients have hung up."""
         for _ in range(times):
             await self.disconnects.acquire()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        self.loading -= 1
+        return web.Response(status=200 if self.loading < 0 else 503)
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "fake-model"}]})

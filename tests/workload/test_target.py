@@ -1,6 +1,8 @@
 """What the client learns of a server, and what it then sends."""
 
+import asyncio
 import json
+import socket
 
 import pytest
 from fake_openai import FakeServer
@@ -89,3 +91,28 @@ async def test_ids_are_shown_as_words() -> None:
 async def test_no_server() -> None:
     with pytest.raises(NoServer, match=r"no server answers at http://127.0.0.1:9 .*--base-url"):
         await Target("http://127.0.0.1:9", "/v1/completions", "", {}).find()
+
+
+async def test_a_server_that_loads_is_waited_for() -> None:
+    async with FakeServer(loading=3).running() as server:
+        await Target(server.url, "/v1/completions", "", {}).wait()
+        assert server.loading == -1
+
+
+async def test_waiting_has_an_end() -> None:
+    async with FakeServer(loading=1000).running() as server:
+        with pytest.raises(NoServer, match=r"/health answers 503.*--ready-check-timeout-sec"):
+            await Target(server.url, "/v1/completions", "", {}).wait(0.7)
+
+
+async def test_a_server_that_is_not_there_is_waited_for_when_that_was_asked() -> None:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        port = own.getsockname()[1]
+    target = Target(f"http://127.0.0.1:{port}", "/v1/completions", "", {})
+    with pytest.raises(NoServer, match="no server answers"):
+        await target.wait()
+    waiting = asyncio.create_task(target.wait(30))
+    await asyncio.sleep(0)
+    async with FakeServer().running(port):
+        await waiting
