@@ -1,12 +1,16 @@
 """Settings that must be there before anything is imported."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # transformers imports Triton, which reads this when it is imported: where there is no GPU, kernels are interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell that starts the tests in the background has them ignore this, and so would the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Published traces, where a checkout has them beside it; tests that want them skip, saying so, where they are missing.
 _TRACES = Path(__file__).parents[2] / "shared" / "data" / "traces"

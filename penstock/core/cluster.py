@@ -44,6 +44,8 @@ _DRAIN_JOBS, _DRAIN_NS = 4, 50 * MS
 _LOOK_AHEAD = 8
 #: ... until so many have gone before it.
 _OVERTAKEN_MOST = 32
+#: Jobs that are over, of which an instance may still ask: so many are remembered.
+_OVER_MOST = 4096
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,6 +276,8 @@ class Cluster:
         self._promises: dict[int, Member] = {}
         #: Jobs that want to go on elsewhere and found no room, in order; and how many went before the first of them.
         self._asks: dict[int, Asked] = {}
+        #: Jobs that ended last.
+        self._over: dict[int, None] = {}
         self._overtaken = 0
         #: Those that are to be emptied.
         self._draining: dict[int, Member] = {}
@@ -346,7 +350,7 @@ class Cluster:
     # -- jobs that go on ---------------------------------------------------------------------------------------
 
     def _on_asked(self, event: Asked) -> list[ClusterCommand]:
-        if event.instance not in self.members:
+        if event.instance not in self.members or event.job in self._over:
             return []
         self._forget(event.job)
         self._asks[event.job] = event
@@ -384,6 +388,8 @@ class Cluster:
         return None
 
     def _on_moved(self, event: Moved) -> None:
+        if (asked := self._asks.get(event.job)) is not None and asked.instance != event.instance:
+            self._unask(event.job)
         promised = self._promises.get(event.job)
         known = promised.promised.get(event.job, 0) if promised is not None else 0
         self._forget(event.job)
@@ -412,6 +418,9 @@ class Cluster:
         self._unask(event.job)
         self.ledger.pop(event.job, None)
         self._held.pop(event.job, None)
+        self._over[event.job] = None
+        if len(self._over) > _OVER_MOST:
+            del self._over[next(iter(self._over))]
 
     def _unask(self, job: int) -> None:
         if self._asks and job == next(iter(self._asks)):

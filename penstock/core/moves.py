@@ -221,6 +221,10 @@ class Moves:
         for job in list(islice(fitting, event.jobs)):
             self.begin(job, event, now, out)
 
+    def leaves(self, number: int) -> bool:
+        """Whether a job still leaves by that move."""
+        return number in self.releasing or any(move.move == number for move in self.outgoing.values())
+
     def may_leave(self, job: Job) -> bool:
         """Whether a move of the job could begin now."""
         return job.id not in self.outgoing and job.id not in self._instance.settling
@@ -538,6 +542,9 @@ class Moves:
         for move in list(self.outgoing.values()):
             if move.to == event.instance and move.phase in (Phase.RESERVING, Phase.COPYING):
                 self._cancel(move, "destination left", now)
+            elif move.to == event.instance:
+                # As when it gives up: the home's word is awaited, and nobody reads our pages.
+                move.move = 0
         for move in list(self.releasing.values()):
             if move.to == event.instance:
                 self.release(move, "destination left", out)

@@ -61,7 +61,7 @@ class Control:
     def on_end(self, instance: int, how: str) -> None:
         self._client.on_end(instance, how)
 
-    def holds(self, instance: int) -> bool:
+    def holds(self, instance: int, since_s: float) -> bool:
         return self._client.holds(instance)
 
     def on_change(self) -> None:

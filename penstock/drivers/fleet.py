@@ -69,8 +69,8 @@ class Owner(Protocol):
     def on_end(self, instance: int, how: str) -> None:
         """Its process has ended, and it has Left. `how` is empty where that was intended."""
 
-    def holds(self, instance: int) -> bool:
-        """Whether any job is there."""
+    def holds(self, instance: int, since_s: float) -> bool:
+        """Whether any job is there, as was found after `since_s` (time.monotonic()), when it began to take none."""
 
     def on_change(self) -> None:
         """The fleet's state may have changed."""
@@ -86,6 +86,8 @@ class Member:
         self.instance = instance
         self.name = m.instance_name(instance)
         self.role = role
+        #: The role that the worker knows of.
+        self.told = role
         self.launched = launched
         self.state: InstanceState = "starting"
         self.load = Load()
@@ -262,12 +264,19 @@ class Fleet:
         if member is not None:
             if isinstance(event, Assigned):
                 self._set_role(member, event.role)
+                member.told = event.role
             self.mailbox.send(member.name, event)
 
     def assign(self, instance: int, role: str) -> None:
         """Change an instance's role. Raises KeyError if there is none."""
         self._set_role(self._find(instance), role)
         self._owner.feed(Rerole(instance, role))
+
+    def tell_roles(self) -> None:
+        """To those that were given one while nobody could tell them: before they were up, or without a scheduler."""
+        for member in self._members.values():
+            if member.told != member.role and member.card is not None:
+                self.order(member.instance, Assigned(member.role))
 
     def move(self, instance: int, to: int, jobs: int) -> None:
         """Have up to so many jobs of an instance go on at another. Raises KeyError if either is not there."""
@@ -288,9 +297,14 @@ class Fleet:
 
     async def _empty(self, member: Member) -> None:
         """Wait until it has no job, or not for ever; then end it."""
+        since_s = time.monotonic()
+
+        def is_empty() -> bool:
+            return not member.load.leaving and not self._owner.holds(member.instance, since_s)
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_timeout_s):
-                await self._until(lambda: member.state == "ended" or not self._owner.holds(member.instance))
+                await self._until(lambda: member.state == "ended" or is_empty())
         await self._end(member)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -409,6 +423,7 @@ class Fleet:
         match message:
             case m.Loaded(load):
                 member.load = load
+                self._news.set()
                 self._owner.feed(Reported(member.instance, load))
             case m.Pong(_, step_s):
                 if step_s > self._config.step_timeout_s:
@@ -431,6 +446,7 @@ class Fleet:
         self.mailbox.connect(member.name, hello.address)
         self._introduce(member, m.Neighbour(member.instance, hello.address, hello.pages_at))
         member.state = "up"
+        self.tell_roles()
         shortest = min(hello.info.max_len, self.info.max_len if self.info is not None else hello.info.max_len)
         self.info = msgspec.structs.replace(hello.info, max_len=shortest)
         self.cost = hello.cost

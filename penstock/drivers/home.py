@@ -223,17 +223,23 @@ class BaseHome(ABC):
                 if (stream := self._streams.get(spec.id)) is not None and stream.instance is None:
                     self._dispatch(stream, instance)
             case Refuse(job, reason, retry_ns):
-                if (stream := self._streams.get(job)) is not None:
+                if (stream := self._streams.get(job)) is not None and stream.instance is None:
                     self._refuse(stream, Busy(reason, retry_ns / 1e9))
-            case Lost():
-                # The home knows itself which jobs were where.
-                pass
+            case Lost(job, instance):
+                # Told of the end of an instance, it knows itself which jobs were there; but perhaps before it was told
+                # to send this one there.
+                stream = self._streams.get(job)
+                if stream is not None and stream.instance == instance and instance not in self._instances:
+                    self._replay(stream, "instance ended")
 
     def on_up(self, instance: int, address: str) -> None:
         self._instances.add(instance)
         name = m.instance_name(instance)
         self._mailbox.connect(name, address)
         self._mailbox.send(name, m.Attach(self._mailbox.address))
+        # The scheduler may have spoken of it before the keeper did.
+        for stream in [stream for stream in self._streams.values() if stream.instance == instance]:
+            self._submit(stream, instance)
 
     def on_end(self, instance: int, how: str) -> None:
         """Its jobs go on elsewhere, but for those that seem to be the reason."""
@@ -261,6 +267,9 @@ class BaseHome(ABC):
         stream.story.tell("placed", time.monotonic_ns(), instance, why or ("again" if stream.epoch else "new"))
         stream.epoch += 1
         stream.instance, stream.began = instance, False
+        self._submit(stream, instance, move)
+
+    def _submit(self, stream: Stream, instance: int, move: int = 0) -> None:
         prompt = len(stream.prompt)
         submit = m.Submit(stream.spec, stream.epoch, stream.tokens, prompt, stream.sampling, stream.tenant, move)
         self._tell(instance, submit)
@@ -401,7 +410,10 @@ class BaseHome(ABC):
             self._roll()
 
     def _roll(self) -> None:
-        rolls: dict[int, list[tuple[int, int]]] = {instance: [] for instance in self._instances}
+        there = self._instances
+        for stream in [s for s in self._streams.values() if s.instance is not None and s.instance not in there]:
+            self._replay(stream, "instance ended")
+        rolls: dict[int, list[tuple[int, int]]] = {instance: [] for instance in there}
         for stream in self._streams.values():
             if stream.instance in rolls:
                 rolls[stream.instance].append((stream.id, stream.epoch))

@@ -21,6 +21,7 @@ from penstock.drivers import messages as m
 from penstock.drivers.branch import BranchConfig
 from penstock.drivers.control import cluster_config
 from penstock.drivers.fleet import Fleet, FleetConfig
+from penstock.drivers.home import ROLL_S
 from penstock.drivers.launch.base import Launcher
 from penstock.drivers.launch.local import environment
 from penstock.drivers.scheduler import SchedulerConfig
@@ -57,9 +58,9 @@ class Keeper:
         self._scheduler_heard_s = 0.0
         self._scheduler: asyncio.subprocess.Process | None = None
         self._schedulers = 0
-        #: Home -> its process, and the instances on which it has jobs.
+        #: Home -> its process; and when it last said on which instances it has jobs, with those.
         self._homes: dict[str, asyncio.subprocess.Process] = {}
-        self._held: dict[str, set[int]] = {}
+        self._held: dict[str, tuple[float, set[int]]] = {}
         #: Homes that can be talked to.
         self._attached: set[str] = set()
         self._next_home = 0
@@ -193,8 +194,11 @@ class Keeper:
     def on_end(self, instance: int, how: str) -> None:
         self._tell_homes(m.Gone(instance, how))
 
-    def holds(self, instance: int) -> bool:
-        return any(instance in held for held in self._held.values())
+    def holds(self, instance: int, since_s: float) -> bool:
+        """What the scheduler sent there just before has reached the home, and is in its word, a roll later."""
+        never = (0.0, set[int]())
+        said = [self._held.get(home, never) for home in self._attached]
+        return any(at_s < since_s + ROLL_S or instance in held for at_s, held in said)
 
     def on_change(self) -> None:
         self._changed.set()
@@ -214,7 +218,7 @@ class Keeper:
             case Order() | Start() | Retire() if sender == m.SCHEDULER:
                 self.fleet.carry_out(message)
             case m.Held(instances) if sender in self._homes:
-                self._held[sender] = set(instances)
+                self._held[sender] = (time.monotonic(), set(instances))
                 self.fleet.look()
             case m.Operate() if sender in self._homes:
                 self._operate(message)
@@ -228,6 +232,7 @@ class Keeper:
                 self.feed(Joined(found.instance, found.role, found.load))
             if found.state == "draining":
                 self.feed(Drain(found.instance))
+        self.fleet.tell_roles()
         self.on_change()
 
     def _on_home(self, home: str, address: str) -> None:

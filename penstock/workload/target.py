@@ -6,11 +6,12 @@ right number of tokens when the server was asked once; the usage in its answers 
 """
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -24,11 +25,20 @@ LOADING_S, ASK_EVERY_S = 600.0, 0.5
 #: With fewer different tokens, prompts could be alike; and the ids before the first are often special.
 IDS_MIN, IDS_FIRST = 32, 8
 _TEXT = " ".join(WORDS)
+#: What /health says of a server that will be ready.
+_STARTING = ("starting", "restarting")
 Json = dict[str, Any]
 
 
 class NoServer(Exception):
     """There is no server, or not one that can be used; the message says what to do."""
+
+
+class Unready(NamedTuple):
+    """Why a server cannot be used now, and whether it says that it soon can."""
+
+    starting: bool
+    why: str
 
 
 class Target:
@@ -79,36 +89,38 @@ class Target:
         return {f"x-slo-{name}-ms": f"{t.ns / 1e6:g}" for name, t in bounds.items() if t is not None and t.ns}
 
     async def wait(self, within_s: float | None = None, say: Callable[[str], object] = lambda text: None) -> None:
-        """Until the server is ready. By default one that says that it is loading (503 from /health) has ten minutes,
-        one that is not there has none: it may never have been started. Raises NoServer."""
+        """Until the server is ready. By default one that is starting (503 from /health) has ten minutes, one that has
+        failed or is not there none. Raises NoServer."""
         said, end = False, time.monotonic() + (LOADING_S if within_s is None else within_s)
         async with aiohttp.ClientSession(headers=self.headers) as session:
-            while (state := await self._health(session)) is not None:
-                if time.monotonic() >= end or (within_s is None and state != HTTPStatus.SERVICE_UNAVAILABLE):
-                    raise self._no_answer(state)
+            while (unready := await self._health(session, max(1.0, end - time.monotonic()))) is not None:
+                if time.monotonic() >= end or (within_s is None and not unready.starting):
+                    raise NoServer(unready.why)
                 if not said:
                     said = True
                     say(f"waiting for the server at {self.base_url} to be ready")
                 await asyncio.sleep(ASK_EVERY_S)
 
-    async def _health(self, session: aiohttp.ClientSession) -> int | str | None:
-        """None once it is ready, as far as one can know from /health; else the status, or why there is none."""
-        timeout = aiohttp.ClientTimeout(total=PROBE_S_MAX)
+    async def _health(self, session: aiohttp.ClientSession, within_s: float) -> "Unready | None":
+        """None where it is ready, as far as /health tells."""
+        timeout = aiohttp.ClientTimeout(total=min(PROBE_S_MAX, within_s))
         try:
             async with session.get(self.base_url + "/health", timeout=timeout) as response:
-                return response.status if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
+                if response.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                    return None
+                text = await response.text()
         except (aiohttp.ClientError, OSError) as error:
-            return str(error) or type(error).__name__
+            return Unready(False, self._no_answer(error))
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            told = json.loads(text)["error"]
+            return Unready(told["code"] in _STARTING, f"{self.base_url} is not ready: {told['message']}")
+        starting = response.status == HTTPStatus.SERVICE_UNAVAILABLE
+        return Unready(starting, f"{self.base_url} is not ready: /health answers {response.status}")
 
-    def _no_answer(self, why: object) -> NoServer:
-        if isinstance(why, int):
-            return NoServer(
-                f"the server at {self.base_url} is not ready: /health answers {why}; see what it printed, or give it "
-                "more time with --ready-check-timeout-sec"
-            )
-        return NoServer(
-            f"no server answers at {self.base_url} ({why}); start one, or say where it is with --base-url, or --host "
-            "and --port; --ready-check-timeout-sec waits for one that is about to start"
+    def _no_answer(self, error: Exception) -> str:
+        return (
+            f"no server answers at {self.base_url} ({str(error) or type(error).__name__}); start one, or say where it "
+            "is with --base-url, or --host and --port; --ready-check-timeout-sec waits for one that is yet to start"
         )
 
     async def find(self) -> None:
@@ -120,7 +132,7 @@ class Target:
                     self.model = await self._first_model(session)
                 await self._learn_alphabet(session)
         except (aiohttp.ClientError, OSError) as error:
-            raise self._no_answer(str(error) or type(error).__name__) from None
+            raise NoServer(self._no_answer(error)) from None
 
     async def words_of(self, prompt: str | list[int]) -> str:
         """The prompt as text, for people; token ids where the server cannot tell their text."""

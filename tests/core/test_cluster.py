@@ -150,6 +150,25 @@ def test_room_is_promised_so_that_it_is_not_given_twice() -> None:
     assert room(made, 100) == [(1, 1)]
 
 
+def test_who_asks_for_a_job_that_has_ended_gets_no_promise() -> None:
+    """The word of its end came before the question."""
+    made = pair(pages_free=100)
+    for job in range(100):
+        made.handle(Arrived(spec(job)), 0)
+        made.handle(Ended(job), 0)
+        assert ask(made, job, 10) == []
+    assert made.members[1].expected.pages_free == 100
+    assert sent_on(ask(made, 100, 60)) == [(100, 1)], "one that it has never heard of is no such job"
+
+
+def test_a_job_that_has_been_moved_asks_no_longer() -> None:
+    made = pair(pages_free=0, decoders=2)
+    assert ask(made, 0, 10) == []
+    made.handle(Moved(0, 2), 0)
+    assert room(made, 100) == []
+    assert made.members[1].expected.pages_free == 100
+
+
 def test_nobody_is_sent_where_too_many_arrive_already() -> None:
     made = pair(pages_free=100)
 

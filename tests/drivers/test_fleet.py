@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from penstock.core.batch import Limits
+from penstock.core.moves import MoveLimits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.stream import JobFailed, Stream
@@ -190,3 +191,19 @@ async def test_an_engine_that_refuses_a_job_does_so_on_any_instance(launch: Laun
     for _ in range(2):
         with pytest.raises(JobFailed, match="makes its tokens up"):
             await read(home.submit([1], Sampling(max_tokens=5, logprobs=1)))
+
+
+async def test_a_role_that_is_given_before_an_instance_is_up_reaches_it() -> None:
+    worker = WorkerConfig(engine=NULL, policy="distserve", moves=MoveLimits())
+    home = Home(worker, FleetConfig(roles=("", "")))
+    await home.start()
+    try:
+        await until(lambda: len(home.instances) == 2)
+        first, second = (found.instance for found in home.instances)
+        home.fleet.assign(first, "prefill")
+        home.fleet.assign(second, "decode")
+        await home.wait_ready(60)
+        await check(submit(home, 5))
+        await until(lambda: home.instances[0].moves.taken == 5)
+    finally:
+        await home.stop()

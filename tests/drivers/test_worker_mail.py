@@ -1,13 +1,16 @@
 """A worker process hears of others in two ways, from their homes and from the control, which are not in order."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from msgspec import json
+from msgspec.structs import replace
 
 from penstock.core.job import JobSpec, Unit
-from penstock.core.move import Offload, Reserve, Reserved
+from penstock.core.move import MoveEnded, Offload, PeerLeft, Reserve, Reserved
 from penstock.core.moves import MoveLimits
 from penstock.drivers import messages as m
 from penstock.drivers.launch.local import LocalLauncher
@@ -26,35 +29,102 @@ def next_of(box: Mailbox[Any], kind: type) -> Any:
     raise AssertionError(f"no {kind.__name__} came")
 
 
-@pytest.mark.parametrize("arrives", [False, True])
-async def test_what_is_for_an_instance_waits_until_that_is_known(arrives: bool, tmp_path: Path) -> None:
-    """A job is to go to instance 1, or comes from there, before the control has said where that is."""
-    reads = {m.CONTROL: m.ToControl, "home": m.ToHome | m.Pong, "i1": m.ToWorker}
-    boxes: dict[str, Mailbox[Any]] = {
-        name: Mailbox(name, f"ipc://{tmp_path}/{name}", kinds) for name, kinds in reads.items()
-    }
+SPEC = JobSpec(id=1, units=(Unit("lm", 5_000),), known=40, arrival=0)
+SUBMIT = m.Submit(SPEC, 1, [1] * 40, 40, Sampling(max_tokens=4_000))
+
+
+class World:
+    """A worker, instance 0, and the mailboxes of everyone that it talks to."""
+
+    def __init__(self, control: Mailbox[Any], home: Mailbox[Any], other: Mailbox[Any]) -> None:
+        self.control = control
+        self.home = home
+        #: Of instance 1.
+        self.other = other
+
+    def introduce(self) -> None:
+        self.control.send("i0", m.Neighbour(1, self.other.address, []))
+
+    def read_all(self, sender: Mailbox[Any]) -> None:
+        """Wait until the worker has read what was sent so far: what one sender sends is in order."""
+        sender.send("i0", m.Ping(1))
+        next_of(sender, m.Pong)
+
+
+@asynccontextmanager
+async def world(folder: Path) -> AsyncIterator[World]:
+    reads = {m.CONTROL: m.ToControl, "home": m.ToHome | m.Pong, "i1": m.ToWorker | m.Pong}
+    boxes: dict[str, Mailbox[Any]] = {n: Mailbox(n, f"ipc://{folder}/{n}", kinds) for n, kinds in reads.items()}
     control, home, other = boxes.values()
     launcher = LocalLauncher()
     config = WorkerConfig(engine=NullOptions(pages=512), control=control.address, moves=MoveLimits())
-    spec = JobSpec(id=1, units=(Unit("lm", 5_000),), known=40, arrival=0)
     try:
-        await launcher.launch(msgspec.json.encode(config))
+        await launcher.launch(json.encode(config))
         address = next_of(control, m.Hello).address
-        for box in (control, home):
+        for box in boxes.values():
             box.connect("i0", address)
         home.send("i0", m.Attach(home.address))
-        if arrives:
-            home.send("i0", m.Peer(Reserve(1 << 40, 1, spec, 40), []))
-        else:
-            home.send("i0", m.Submit(spec, 1, [1] * 40, 40, Sampling(max_tokens=4_000)))
-            next_of(home, m.Began)
-            home.send("i0", Offload(1, 1, why="drain"))
-        home.send("i0", m.Ping(1))
-        next_of(home, m.Pong)
-        control.send("i0", m.Neighbour(1, other.address, []))
-        event = next_of(other, m.Peer).event
-        assert isinstance(event, Reserved if arrives else Reserve)
+        yield World(control, home, other)
     finally:
         await launcher.close()
         for box in boxes.values():
             box.close()
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+async def test_what_is_for_an_instance_waits_until_that_is_known(arrives: bool, tmp_path: Path) -> None:
+    """A job is to go to instance 1, or comes from there, before the control has said where that is."""
+    async with world(tmp_path) as there:
+        if arrives:
+            there.home.send("i0", m.Peer(Reserve(1 << 40, 1, SPEC, 40), []))
+        else:
+            there.home.send("i0", SUBMIT)
+            next_of(there.home, m.Began)
+            there.home.send("i0", Offload(1, 1, why="drain"))
+        there.read_all(there.home)
+        there.introduce()
+        event = next_of(there.other, m.Peer).event
+        assert isinstance(event, Reserved if arrives else Reserve)
+
+
+async def test_a_job_is_to_go_to_an_instance_that_has_left(tmp_path: Path) -> None:
+    """The move is off at once, not when its lease ends."""
+    async with world(tmp_path) as there:
+        there.introduce()
+        there.control.send("i0", PeerLeft(1))
+        there.read_all(there.control)
+        there.home.send("i0", SUBMIT)
+        next_of(there.home, m.Began)
+        there.home.send("i0", Offload(1, 1, why="drain"))
+        ended = next_of(there.control, MoveEnded)
+        assert ended.reason == "destination left"
+        assert sum(ended.phases) < MoveLimits().lease_ns / 2
+
+
+async def test_what_an_instance_sent_before_it_left_reserves_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as there:
+        there.introduce()
+        there.control.send("i0", PeerLeft(1))
+        there.read_all(there.control)
+        there.other.send("i0", m.Attach(there.other.address))
+        there.other.send("i0", m.Peer(Reserve(1 << 40, 1, SPEC, 40), []))
+        there.read_all(there.other)
+        there.home.send("i0", SUBMIT)
+        loads = [next_of(there.control, m.Loaded).load for _ in range(2)]
+        assert [load.arriving for load in loads] == [0, 0]
+        assert loads[-1].running
+
+
+async def test_a_home_that_has_ended_leaves_no_job(tmp_path: Path) -> None:
+    """What it sent is read after the control's word on its end; a job that was still to arrive is dropped too."""
+    async with world(tmp_path) as there:
+        there.read_all(there.home)
+        there.control.send("i0", m.Detach("home"))
+        there.read_all(there.control)
+        there.home.send("i0", SUBMIT)
+        there.home.send("i0", m.Attach(there.home.address))
+        there.read_all(there.home)
+        there.home.send("i0", m.Submit(replace(SPEC, id=2), 1, [1] * 40, 40, Sampling(max_tokens=4_000)))
+        next_of(there.home, m.Began)
+        there.home.send("i0", m.Roll([(1, 1), (2, 1)]))
+        assert next_of(there.home, m.Absent).jobs == [(1, 1)]

@@ -45,6 +45,8 @@ class FakeServer:
     wordless: int = 0
     #: So many times it says that it is not ready.
     loading: int = 0
+    #: With this code.
+    state: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     disconnects: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -79,6 +81,8 @@ class FakeServer:
 
     async def _health(self, request: web.Request) -> web.Response:
         self.loading -= 1
+        if self.loading >= 0 and self.state:
+            return web.json_response({"error": {"code": self.state, "message": "no engine"}}, status=503)
         return web.Response(status=200 if self.loading < 0 else 503)
 
     async def _models(self, request: web.Request) -> web.Response:
