@@ -1,6 +1,7 @@
 """Steady load on several instances while workers are killed and frozen: does every request get exactly its tokens?
 
     python bench/live_chaos.py [--minutes 5] [--every 15] [--model null|tiny|FOLDER] [--launcher ray]
+                               [--api-servers 2] [--prefill 1 --policy distserve]
 
 `penstock serve` with three instances, over HTTP, as clients see it. Requests come at random (Poisson), all streamed.
 First a calm minute; then, about every so many seconds, a random worker gets SIGKILL, or every fourth time SIGSTOP. Each
@@ -111,6 +112,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=5.0, help="requests a second (default: %(default)s)")
     parser.add_argument("--model", default="null", help="null, tiny (random weights) or a model folder")
     parser.add_argument("--instances", type=int, default=3)
+    parser.add_argument("--prefill", type=int, default=0, help="so many of them for prompts, the others for decoding")
+    parser.add_argument("--api-servers", type=int, default=1, help="HTTP processes, beside a scheduler of its own")
     parser.add_argument("--policy", default="llumnix", help="default: %(default)s")
     parser.add_argument("--launcher", default="local", choices=["local", "ray"], help="default: %(default)s")
     parser.add_argument("--watchdog", type=float, default=2.0, help="seconds of silence that the server allows")
@@ -137,7 +140,9 @@ def two_nodes() -> Iterator[str]:
 
 
 def flags(args: argparse.Namespace, folder: Path) -> list[str]:
-    shared = ["--instances", args.instances, "--policy", args.policy, "--watchdog", args.watchdog, "--quiet"]
+    shared = ["--prefill", args.prefill, "--decode", args.instances - args.prefill] if args.prefill else []
+    shared = shared or ["--instances", args.instances]
+    shared += ["--api-server-count", args.api_servers, "--policy", args.policy, "--watchdog", args.watchdog, "--quiet"]
     shared += ["--admin-key", KEY, "--served-model-name", "victim"]
     if args.model == "null":
         shared += ["--engine", "null", "--null-cost", "20,20,100"]
