@@ -2,8 +2,9 @@
 
 Sending never waits and never drops for want of room: there is no high-water mark, and what can pile up is bounded by
 the limits of queues and by watchdogs, which end who does not read. From one process to another, messages come in the
-order in which they were sent. What is under way when a receiver ends, or when the network breaks, is lost: whoever
-needs to know asks again, now and then.
+order in which they were sent; those of two senders in any order, seconds apart where the reader lags: who acts on one
+must do with the other coming later, or never. What is under way when a receiver ends, or when the network breaks, is
+lost: whoever needs to know asks again, now and then.
 
 On one host, inboxes are ipc:// in a private folder. Between hosts they are tcp:// under CURVE: all processes of a
 deployment have the same secret key pair, and nobody else is let in.
