@@ -290,6 +290,11 @@ class Cluster:
         """When the driver is to feed a Tick, ns; None: not at all."""
         return min((at for at in (self._rebalance_at, self._empty_at) if at is not None), default=None)
 
+    @property
+    def jobs(self) -> list[int]:
+        """All that it knows of, also by what others said."""
+        return list(dict.fromkeys([*self.ledger, *self._asks, *self._promises]))
+
     def handle(self, event: ClusterEvent, now: int) -> list[ClusterCommand]:
         """The one way in. Returns what is to be done, in order."""
         match event:
@@ -320,6 +325,8 @@ class Cluster:
     # -- new jobs ----------------------------------------------------------------------------------------------
 
     def _place(self, spec: JobSpec, again: bool, now: int) -> list[ClusterCommand]:
+        if spec.id in self.ledger:
+            self._forget(spec.id)
         # Roles and draining are wishes: where nobody else is up, who is up takes the job.
         member = self._best(spec) or next(iter(self.members.values()), None)
         if member is None:
@@ -388,6 +395,8 @@ class Cluster:
         return None
 
     def _on_moved(self, event: Moved) -> None:
+        if event.job in self._over:
+            return
         if (asked := self._asks.get(event.job)) is not None and asked.instance != event.instance:
             self._unask(event.job)
         promised = self._promises.get(event.job)

@@ -82,8 +82,8 @@ class Outgoing:
     """A job that leaves."""
 
     __slots__ = (
-        "due", "got", "had", "here", "job", "move", "phase", "since", "spent", "stages", "stood", "taken", "to", "told",
-        "why",
+        "due", "got", "had", "here", "job", "move", "off", "phase", "since", "spent", "stages", "stood", "taken", "to",
+        "told", "why",
     )  # fmt: skip
 
     def __init__(self, move: int, job: Job, to: int, why: str, now: int) -> None:
@@ -92,6 +92,8 @@ class Outgoing:
         self.to = to
         self.why = why
         self.due = NEVER
+        #: Why nobody will read the pages, though the home may have switched already.
+        self.off = ""
         self.phase = Phase.RESERVING
         #: When that phase began, and the time in each so far, ns.
         self.since = now
@@ -126,7 +128,9 @@ class Outgoing:
 class Incoming:
     """A job that arrives. It holds pages, but is none of the instance's jobs yet."""
 
-    __slots__ = ("due", "goal", "granted", "here", "job", "last", "move", "pulled", "pulling", "source", "unwanted")
+    __slots__ = (
+        "alone", "due", "goal", "granted", "here", "job", "last", "move", "pulled", "pulling", "source", "unwanted",
+    )  # fmt: skip
 
     def __init__(self, move: int, job: Job, source: int, due: int) -> None:
         self.move = move
@@ -140,6 +144,8 @@ class Incoming:
         self.pulling = False
         #: The home's word that the job is ours, while a pull is under way.
         self.granted: Submitted | None = None
+        #: The source has left.
+        self.alone = False
         #: It is off; a pull under way still writes to its pages.
         self.unwanted = False
 
@@ -165,6 +171,8 @@ class Moves:
         self._ask_at = NEVER
         #: Moves of jobs from here that are over, and why they came to nothing, until that is told.
         self.over: list[tuple[Outgoing, str]] = []
+        #: Instances that have left. What was said to go there, and what comes from there, is late.
+        self.left: set[int] = set()
 
     @property
     def active(self) -> bool:
@@ -234,7 +242,7 @@ class Moves:
         to = event.to
         if not self.may_leave(job):
             return
-        if to == self._instance.number:
+        if to == self._instance.number or to in self.left:
             # Nobody else takes it. It goes on here, and asks again by and by.
             if job.id in self.asks:
                 self.want([job], now + self._limits.retry_ns)
@@ -337,7 +345,7 @@ class Moves:
             if move is not None and move.phase < Phase.SWITCHING:
                 self._tell(move.to, Aborted(move.move, "moved"), out)
             if move is not None:
-                self.over.append((move, "moved" if move.phase < Phase.SWITCHING else ""))
+                self.over.append((move, "moved" if move.phase < Phase.SWITCHING else move.off))
             return self._instance.end(job, "moved", out)
         move.enter(Phase.RELEASING, now)
         move.due = now + self._limits.lease_ns
@@ -405,7 +413,7 @@ class Moves:
     # -- the destination ---------------------------------------------------------------------------------------
 
     def on_reserve(self, event: Reserve, now: int, out: list[InstanceCommand]) -> None:
-        if event.move in self.incoming:
+        if event.move in self.incoming or event.source in self.left:
             return
         job = Job(event.spec, -1)
         reason = self._why_not(job)
@@ -467,6 +475,8 @@ class Moves:
             return self._discard(move, out)
         if event.error:
             return self._give_up(move, "copy failed", now, out)
+        if move.alone:
+            return self._give_up(move, "source left", now, out)
         move.pulled = event.upto
         self._tell(move.source, Got(move.move, event.upto), out)
         self._pull(move, now, out)
@@ -520,8 +530,7 @@ class Moves:
         if move is not None and move.phase in (Phase.RESERVING, Phase.COPYING):
             self._cancel(move, event.reason, now)
         elif move is not None:
-            # The home may have switched: wait for its word. Nobody reads our pages.
-            move.move = 0
+            self._keep(move, event.reason)
 
     def on_tick(self, now: int, out: list[InstanceCommand]) -> None:
         """End the waits that have lasted too long."""
@@ -539,18 +548,24 @@ class Moves:
 
     def on_peer_left(self, event: PeerLeft, now: int, out: list[InstanceCommand]) -> None:
         """Nothing more comes from that instance, and nothing can go there."""
+        self.left.add(event.instance)
         for move in list(self.outgoing.values()):
-            if move.to == event.instance and move.phase in (Phase.RESERVING, Phase.COPYING):
+            if move.to == event.instance and move.phase < Phase.SWITCHING:
                 self._cancel(move, "destination left", now)
             elif move.to == event.instance:
-                # As when it gives up: the home's word is awaited, and nobody reads our pages.
-                move.move = 0
+                self._keep(move, "destination left")
         for move in list(self.releasing.values()):
             if move.to == event.instance:
                 self.release(move, "destination left", out)
         for incoming in list(self.incoming.values()):
-            if incoming.source == event.instance and not incoming.unwanted and not incoming.pulling:
-                self._give_up(incoming, "source left", now, out)
+            if incoming.source == event.instance and not incoming.unwanted:
+                incoming.alone = True
+                if not incoming.pulling:
+                    self._give_up(incoming, "source left", now, out)
+
+    def _keep(self, move: Outgoing, reason: str) -> None:
+        """Nobody reads the job's pages; but the home may have switched, and its word is waited for."""
+        move.move, move.off = 0, reason
 
     def _outgoing(self, number: int, now: int) -> Outgoing | None:
         """The move, whose other side has just been heard of."""

@@ -5,6 +5,7 @@ scheduler says late of a job that has a place by then does not count, so none is
 """
 
 import asyncio
+import time
 
 import msgspec
 
@@ -183,4 +184,4 @@ class Branch(BaseHome):
         if self._new_scheduler_rolls:
             self._new_scheduler_rolls -= 1
             self._ask_again()
-        self._mailbox.send(m.CONTROL, m.Held(list(self._own())))
+        self._mailbox.send(m.CONTROL, m.Held(list(self._own()), time.monotonic()))

@@ -300,7 +300,8 @@ class Fleet:
         since_s = time.monotonic()
 
         def is_empty() -> bool:
-            return not member.load.leaving and not self._owner.holds(member.instance, since_s)
+            left = not member.load.leaving and not self._owner.holds(member.instance, since_s)
+            return left or member.state == "starting"
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_timeout_s):

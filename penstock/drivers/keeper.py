@@ -178,6 +178,7 @@ class Keeper:
                 # It was this process that slept.
                 self._scheduler_heard_s = time.monotonic()
             self._tell_status()
+            self.fleet.look()
             if self._scheduler_at and self._scheduler is not None:
                 self.fleet.mailbox.send(m.SCHEDULER, m.Ping(0))
                 if time.monotonic() - self._scheduler_heard_s > self._config.watchdog_s + _BEAT_S:
@@ -196,8 +197,9 @@ class Keeper:
 
     def holds(self, instance: int, since_s: float) -> bool:
         """What the scheduler sent there just before has reached the home, and is in its word, a roll later."""
-        never = (0.0, set[int]())
-        said = [self._held.get(home, never) for home in self._attached]
+        # Of a home that is silent for so long instances have dropped the jobs.
+        oldest_s = time.monotonic() - self._worker.lease_s
+        said = [(at_s, held) for at_s, held in self._held.values() if at_s > oldest_s]
         return any(at_s < since_s + ROLL_S or instance in held for at_s, held in said)
 
     def on_change(self) -> None:
@@ -217,8 +219,8 @@ class Keeper:
                 self._scheduler_heard_s = time.monotonic()
             case Order() | Start() | Retire() if sender == m.SCHEDULER:
                 self.fleet.carry_out(message)
-            case m.Held(instances) if sender in self._homes:
-                self._held[sender] = (time.monotonic(), set(instances))
+            case m.Held(instances, at_s) if sender in self._homes:
+                self._held[sender] = (at_s, set(instances))
                 self.fleet.look()
             case m.Operate() if sender in self._homes:
                 self._operate(message)
@@ -238,6 +240,7 @@ class Keeper:
     def _on_home(self, home: str, address: str) -> None:
         self.fleet.mailbox.connect(home, address)
         self._attached.add(home)
+        self._held[home] = (time.monotonic(), set())
         for card in self.fleet.cards:
             self.fleet.mailbox.send(home, m.Up(card.instance, card.address))
         self.on_change()

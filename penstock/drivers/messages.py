@@ -196,9 +196,10 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True, tag="held"):
-    """A home's jobs are on these instances."""
+    """A home's jobs are on these instances, at that time: `time.monotonic()` of the host, which is the keeper's too."""
 
     instances: list[int]
+    at_s: float
 
 
 class Operate(msgspec.Struct, frozen=True, array_like=True, tag="operate"):

@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Refuse
-from penstock.core.events import Arrived, ClusterEvent, Ended
+from penstock.core.events import Arrived, Asked, ClusterEvent, Ended, Moved
 from penstock.core.move import Tick
 from penstock.core.slo import SECOND
 from penstock.drivers import messages as m
@@ -86,8 +86,8 @@ class SchedulerProcess:
         self._scheduler = Scheduler(config.cluster, config.record, self._carry_out)
         self._mailbox: Mailbox[m.ToScheduler] = Mailbox(m.SCHEDULER, config.bind, m.ToScheduler, config.keys)
         self._mailbox.connect(m.CONTROL, config.keeper)
-        #: Those that are there.
-        self._homes: set[str] = set()
+        #: Homes that have ended; no later one has such a name.
+        self._gone: set[str] = set()
 
     async def run(self) -> None:
         self._mailbox.listen(self._on_letter)
@@ -96,14 +96,15 @@ class SchedulerProcess:
 
     def _on_letter(self, sender: str, message: m.ToScheduler) -> None:
         match message:
+            case m.Attach() | Arrived() | Moved() if sender in self._gone:
+                # What it sent before comes after the keeper's word on its end.
+                pass
+            case Asked(_, job) if m.home_of(job) in self._gone:
+                pass
             case m.Attach(address):
-                self._homes.add(sender)
                 self._mailbox.connect(sender, address)
             case m.Detach(home):
                 self._forget(home)
-            case Arrived() if sender not in self._homes:
-                # It has ended: what it sent before comes after the keeper's word on that.
-                pass
             case m.Ping(number):
                 self._mailbox.send(sender, m.Pong(number, 0.0))
             case _:
@@ -111,9 +112,9 @@ class SchedulerProcess:
 
     def _forget(self, home: str) -> None:
         """A home has ended, and so have its jobs."""
-        self._homes.discard(home)
+        self._gone.add(home)
         self._mailbox.disconnect(home)
-        for job in [job for job in self._scheduler.core.ledger if m.home_of(job) == home]:
+        for job in [job for job in self._scheduler.core.jobs if m.home_of(job) == home]:
             self._scheduler.feed(Ended(job))
 
     def _carry_out(self, command: ClusterCommand) -> None:

@@ -497,13 +497,15 @@ class Simulation:
         job, track = command.job, self._tracks.get(command.job)
         if job not in self._open or track is None or track.epoch != command.epoch:
             return self._bring(source, Cancelled(job, command.epoch))
-        self.moves += 1
+        word: InstanceEvent = Switched(job, command.epoch)
         if command.to in self._named:
+            self.moves += 1
             self._cluster.handle(Moved(job, command.to), self.now)
             self._dispatch(self._spec(job), command.to, command.move)
         else:
+            word = Cancelled(job, command.epoch)
             self._replay(job)
-        self._later(self._config.delays.dispatch, partial(self._bring, source, Switched(job, command.epoch)))
+        self._later(self._config.delays.dispatch, partial(self._bring, source, word))
 
     def _hang_up(self, job: int) -> None:
         if job not in self._open:

@@ -305,8 +305,6 @@ class Worker:
         #: (instance, message) for those that are not known yet: a home may speak of one before the control does, since
         #: what two senders send is not in order.
         self._early: deque[tuple[int, m.Peer]] = deque(maxlen=_EARLY)
-        #: Names of instances that have ended: what others still say of them, or they said, comes late.
-        self._left: set[str] = set()
         #: Jobs that go elsewhere, once all their tokens are told.
         self._switches: list[Switch] = []
         #: Jobs that have not caught up since they began here -> the positions that were known then.
@@ -388,16 +386,12 @@ class Worker:
                 self._on_submit(sender, message)
             case m.Cancel(job, epoch):
                 self._feed(Cancelled(job, epoch))
-            case m.Peer() if sender in self._left:
-                pass
             case m.Peer(event, pages):
                 if isinstance(event, Extend) and event.move in self._core.moves.incoming:
                     self._source_pages[event.move] = pages
                 self._feed(event)
             case Switched() | Offload() | Assigned():
                 self._feed(message)
-                if isinstance(message, Offload) and m.instance_name(message.to) in self._left:
-                    self._feed(PeerLeft(message.to))
             case m.Roll(jobs):
                 self._on_roll(sender, jobs)
             case m.Ping(number):
@@ -409,7 +403,6 @@ class Worker:
             case m.Neighbour():
                 self._on_neighbour(message)
             case PeerLeft(instance):
-                self._left.add(m.instance_name(instance))
                 self._mailbox.disconnect(m.instance_name(instance))
                 self._send_early(instance)
                 if self._transport is not None:
@@ -601,9 +594,9 @@ class Worker:
             if len(pages) * self._engine.info.page_tokens < event.upto:
                 # One whose move is off by now may never have those pages.
                 return self.engine_loop.todo.put(command) if self._core.moves.leaves(event.move) else None
-        name, message = m.instance_name(command.instance), m.Peer(event, pages)
-        if not self._mailbox.send(name, message) and name not in self._left:
-            self._early.append((command.instance, message))
+        to, message = command.instance, m.Peer(event, pages)
+        if not self._mailbox.send(m.instance_name(to), message) and to not in self._core.moves.left:
+            self._early.append((to, message))
 
     def _send_early(self, instance: int) -> None:
         """What waited for news of the instance goes there; if it has left, nowhere."""

@@ -112,16 +112,17 @@ async def test_a_job_that_is_sent_to_an_instance_before_that_is_known(
 async def test_a_job_whose_instance_is_there_is_not_lost_by_word_of_a_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was there is replayed when the keeper says that the instance has gone, once."""
+    """What was there is replayed when the keeper says that the instance has gone."""
     monkeypatch.setattr("penstock.drivers.home.ROLL_S", NEVER_S)
     async with world(tmp_path) as there:
-        stream = await there.submitted()
         there.up(0)
+        stream, other = await there.submitted(), await there.submitted()
+        await next_of(there.worker, m.Attach)
         there.place(stream, 0)
-        await until(lambda: stream.instance == 0)
         there.scheduler.send("branch", Lost(stream.id, 0))
+        there.place(other, 0)
+        await until(lambda: other.instance == 0)
+        assert (stream.instance, stream.epoch) == (0, 1)
         there.keeper.send("branch", m.Gone(0, ""))
-        again = await next_of(there.scheduler, Arrived)
-        assert again.again
-        assert stream.story.marks[-1].what == "replayed"
-        assert [mark.what for mark in stream.story.marks].count("replayed") == 1
+        again = [await next_of(there.scheduler, Arrived) for _ in range(2)]
+        assert [(arrived.spec.id, arrived.again) for arrived in again] == [(stream.id, True), (other.id, True)]

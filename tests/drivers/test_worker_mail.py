@@ -10,7 +10,7 @@ from msgspec import json
 from msgspec.structs import replace
 
 from penstock.core.job import JobSpec, Unit
-from penstock.core.move import MoveEnded, Offload, PeerLeft, Reserve, Reserved
+from penstock.core.move import Aborted, Offload, PeerLeft, Reserve, Reserved
 from penstock.core.moves import MoveLimits
 from penstock.drivers import messages as m
 from penstock.drivers.launch.local import LocalLauncher
@@ -88,17 +88,16 @@ async def test_what_is_for_an_instance_waits_until_that_is_known(arrives: bool, 
 
 
 async def test_a_job_is_to_go_to_an_instance_that_has_left(tmp_path: Path) -> None:
-    """The move is off at once, not when its lease ends."""
+    """It stays free to go elsewhere, not only when a lease ends."""
     async with world(tmp_path) as there:
-        there.introduce()
         there.control.send("i0", PeerLeft(1))
+        there.control.send("i0", m.Neighbour(2, there.other.address, []))
         there.read_all(there.control)
         there.home.send("i0", SUBMIT)
         next_of(there.home, m.Began)
-        there.home.send("i0", Offload(1, 1, why="drain"))
-        ended = next_of(there.control, MoveEnded)
-        assert ended.reason == "destination left"
-        assert sum(ended.phases) < MoveLimits().lease_ns / 2
+        for instance in (1, 2):
+            there.home.send("i0", Offload(instance, 1, why="drain"))
+        assert isinstance(next_of(there.other, m.Peer).event, Reserve)
 
 
 async def test_what_an_instance_sent_before_it_left_reserves_nothing(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ async def test_what_an_instance_sent_before_it_left_reserves_nothing(tmp_path: P
 
 
 async def test_a_home_that_has_ended_leaves_no_job(tmp_path: Path) -> None:
-    """What it sent is read after the control's word on its end; a job that was still to arrive is dropped too."""
+    """What it sent is read after the control's word on its end."""
     async with world(tmp_path) as there:
         there.read_all(there.home)
         there.control.send("i0", m.Detach("home"))
@@ -128,3 +127,17 @@ async def test_a_home_that_has_ended_leaves_no_job(tmp_path: Path) -> None:
         next_of(there.home, m.Began)
         there.home.send("i0", m.Roll([(1, 1), (2, 1)]))
         assert next_of(there.home, m.Absent).jobs == [(1, 1)]
+
+
+async def test_a_job_that_arrives_ends_with_its_home(tmp_path: Path) -> None:
+    """The home has switched, and pages are still to come."""
+    async with world(tmp_path) as there:
+        there.introduce()
+        there.read_all(there.control)
+        there.home.send("i0", m.Peer(Reserve(1 << 40, 1, SPEC, 40), []))
+        there.home.send("i0", replace(SUBMIT, move=1 << 40))
+        there.read_all(there.home)
+        there.control.send("i0", m.Detach("home"))
+        told = [next_of(there.other, m.Peer).event for _ in range(2)]
+        assert isinstance(told[0], Reserved)
+        assert told[1] == Aborted(1 << 40, "cancelled")
