@@ -76,6 +76,17 @@ def test_an_http_process_that_dies_takes_its_own_streams_only(server: ServerProc
     assert {ask(server, 5) for _ in range(10)} == {"answered"}
 
 
+def test_a_worker_that_dies_or_hangs_is_replaced_and_nothing_fails(server: ServerProcess) -> None:
+    for number, how in enumerate((signal.SIGKILL, signal.SIGSTOP)):
+        pool, futures = ends(server, 16, 40, 40)
+        wait_until(lambda: server.metrics()["penstock_num_requests_running"] > 8, "they run")
+        victim = processes(server, "drivers.worker")[number]
+        victim.send_signal(how)
+        assert Counter(future.result(PATIENCE_S) for future in futures) == {"answered": 40}
+        pool.shutdown()
+    wait_until(server.idle, "every page is free or evictable")
+
+
 def test_sigterm_lets_answers_finish(server: ServerProcess) -> None:
     family = server.family()
     pool, futures = ends(server, 6, 6, 150)
