@@ -27,6 +27,7 @@ IDS_MIN, IDS_FIRST = 32, 8
 _TEXT = " ".join(WORDS)
 #: What /health says of a server that will be ready.
 _STARTING = ("starting", "restarting")
+_MORE = "See what it printed, or give it longer with --ready-check-timeout-sec."
 Json = dict[str, Any]
 
 
@@ -113,9 +114,9 @@ class Target:
             return Unready(False, self._no_answer(error))
         with contextlib.suppress(ValueError, KeyError, TypeError):
             told = json.loads(text)["error"]
-            return Unready(told["code"] in _STARTING, f"{self.base_url} is not ready: {told['message']}")
+            return Unready(told["code"] in _STARTING, f"{self.base_url} is not ready: {told['message']} {_MORE}")
         starting = response.status == HTTPStatus.SERVICE_UNAVAILABLE
-        return Unready(starting, f"{self.base_url} is not ready: /health answers {response.status}")
+        return Unready(starting, f"{self.base_url} is not ready: /health answers {response.status}. {_MORE}")
 
     def _no_answer(self, error: Exception) -> str:
         return (

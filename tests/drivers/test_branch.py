@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from letters import mailboxes, next_of
 
 from penstock.core.commands import Dispatch, Lost
 from penstock.core.events import Arrived
@@ -26,24 +27,12 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.005)
 
 
-async def next_of(box: Mailbox[Any], kind: type) -> Any:
-    """The next letter of that kind; others are passed over."""
-    async with asyncio.timeout(20):
-        while True:
-            letter = box.receive()
-            if letter is None:
-                await asyncio.sleep(0.005)
-            elif isinstance(letter.message, kind):
-                return letter.message
-
-
 class World:
     """A branch, and the mailboxes of everyone that it talks to."""
 
-    def __init__(self, branch: Branch, boxes: dict[str, Mailbox[Any]]) -> None:
+    def __init__(self, branch: Branch, boxes: list[Mailbox[Any]]) -> None:
         self.branch = branch
-        self.boxes = boxes
-        self.keeper, self.scheduler, self.worker = boxes.values()
+        self.keeper, self.scheduler, self.worker = boxes
 
     async def submitted(self) -> Stream:
         """A stream that the scheduler has been asked about."""
@@ -60,23 +49,20 @@ class World:
 
 @asynccontextmanager
 async def world(folder: Path) -> AsyncIterator[World]:
-    reads = {m.CONTROL: m.ToControl, m.SCHEDULER: m.ToScheduler, "i0": m.ToWorker}
-    boxes: dict[str, Mailbox[Any]] = {n: Mailbox(n, f"ipc://{folder}/{n}", kinds) for n, kinds in reads.items()}
-    keeper, scheduler, _ = boxes.values()
-    branch = Branch(BranchConfig(number=3, bind=f"ipc://{folder}/b", keeper=keeper.address, secret=b"x"))
-    await branch.start()
-    try:
-        address = (await next_of(keeper, m.Attach)).address
-        for box in boxes.values():
-            box.connect("branch", address)
-        info = null_info(NullOptions(pages=64))
-        keeper.send("branch", m.Status("ready", "", 0, True, info, None, [], scheduler.address))
-        await until(lambda: branch.state == "ready")
-        yield World(branch, boxes)
-    finally:
-        await branch.stop()
-        for box in boxes.values():
-            box.close()
+    with mailboxes(folder, {m.CONTROL: m.ToControl, m.SCHEDULER: m.ToScheduler, "i0": m.ToWorker}) as boxes:
+        keeper, scheduler, _ = boxes
+        branch = Branch(BranchConfig(number=3, bind=f"ipc://{folder}/b", keeper=keeper.address, secret=b"x"))
+        await branch.start()
+        try:
+            address = (await next_of(keeper, m.Attach)).address
+            for box in boxes:
+                box.connect("branch", address)
+            info = null_info(NullOptions(pages=64))
+            keeper.send("branch", m.Status("ready", "", 0, True, info, None, [], scheduler.address))
+            await until(lambda: branch.state == "ready")
+            yield World(branch, boxes)
+        finally:
+            await branch.stop()
 
 
 @pytest.mark.parametrize("told", [True, False])
