@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import ClusterCommand
+from penstock.core.config import ClusterConfig, InstanceConfig
 from penstock.core.events import ClusterEvent
-from penstock.core.instance import InstanceConfig
 from penstock.core.slo import MS
 from penstock.cost.linear import Linear
-from penstock.drivers.sim import Delays, MemberConfig, SimConfig, Simulation
+from penstock.drivers.scenario import Delays, MemberConfig, SimConfig
+from penstock.drivers.sim import Simulation
 from penstock.workload.arrivals import arrivals
 from penstock.workload.request import Request
 

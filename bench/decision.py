@@ -9,10 +9,10 @@ random contexts, so that in each step some of them need a page and some share a 
 import random
 import time
 
-from penstock.core.batch import Limits
+from penstock.core.config import InstanceConfig, Limits
 from penstock.core.events import StepDone, Submitted
-from penstock.core.instance import Instance, InstanceConfig
-from penstock.core.job import JobSpec, Unit
+from penstock.core.instance import Instance
+from penstock.core.spec import JobSpec, Unit
 from penstock.policies.bundles import ROWS, make_instance
 
 STEPS, ROUNDS = 2000, 10

@@ -33,8 +33,8 @@ from typing import Any
 import psutil
 from live_cluster import cluster, run, submit, told
 
-from penstock.core.batch import Limits
 from penstock.core.commands import Run
+from penstock.core.config import Limits
 from penstock.core.events import Arrived, StepDone
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home

@@ -30,8 +30,7 @@ import numpy as np
 from live_cluster import Ask, Blows, Told, cluster, is_empty, run, strike, submit, tokens_of, told, until, up
 from tiny_llama import VOCAB, build
 
-from penstock.core.batch import Limits
-from penstock.core.moves import MoveLimits
+from penstock.core.config import Limits, MoveLimits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.worker import WorkerConfig

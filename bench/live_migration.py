@@ -37,10 +37,9 @@ from typing import Any
 from live_cluster import PATIENCE_S, cluster, run, until, up
 from vs_vllm import RESULTS, make_checkpoint
 
-from penstock.core.batch import Limits
+from penstock.core.config import Limits, MoveLimits
 from penstock.core.events import StepDone, Submitted
 from penstock.core.move import Adopt, Got, Offload, Pull, Pulled, Reserve, Reserved, Switch, Tell
-from penstock.core.moves import MoveLimits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.log import read

@@ -26,7 +26,7 @@ from penstock.core.slo import Slo
 from penstock.cost.fitting import choose, condense
 from penstock.cost.models import CostFile, corrected, save
 from penstock.drivers.deployment import Deployment
-from penstock.drivers.sim import Delays
+from penstock.drivers.scenario import Delays
 from penstock.engine.hub import DEMO
 from penstock.metrics import result
 from penstock.metrics.record import Record

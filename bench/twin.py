@@ -29,14 +29,15 @@ from server_process import ServerProcess
 from vs_vllm import make_checkpoint
 
 from penstock.core.commands import Run
+from penstock.core.config import InstanceConfig
 from penstock.core.events import StepDone, Submitted
-from penstock.core.instance import InstanceConfig
 from penstock.core.slo import Slo
 from penstock.core.step import Features, features
 from penstock.cost.fitting import of_steps
 from penstock.cost.profile import Profile
 from penstock.drivers import log
-from penstock.drivers.sim import Delays, Simulation, alike
+from penstock.drivers.scenario import Delays, alike
+from penstock.drivers.sim import Simulation
 from penstock.metrics import result
 from penstock.metrics.record import COMPLETED, Record
 from penstock.metrics.summary import summarize

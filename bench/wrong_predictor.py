@@ -21,14 +21,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from penstock.core.batch import Limits
-from penstock.core.cluster import ClusterConfig
-from penstock.core.instance import InstanceConfig
+from penstock.core.config import ClusterConfig, InstanceConfig, Limits
 from penstock.core.slo import Slo
 from penstock.core.step import Features, StepCost, repeated
 from penstock.cost.models import Model, Scaled
 from penstock.cost.named import resolve
-from penstock.drivers.sim import MemberConfig, SimConfig, Simulation
+from penstock.drivers.scenario import MemberConfig, SimConfig
+from penstock.drivers.sim import Simulation
 from penstock.metrics import plot
 from penstock.metrics.confidence import Interval, student
 from penstock.metrics.curves import crossing

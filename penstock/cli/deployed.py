@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.cluster import Balance
+from penstock.core.config import Balance
 from penstock.cost import shapes
 from penstock.drivers.deployment import BalanceSpec, Deployment, PoolSpec, balance_of
 from penstock.engine.hub import resolve

@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from penstock.cli.engine_flags import engine_arguments, engine_options
-from penstock.core.batch import Limits
-from penstock.core.instance import InstanceConfig
+from penstock.core.config import InstanceConfig, Limits
 from penstock.cost import named
 from penstock.cost.models import Model
 from penstock.drivers.local import Local
-from penstock.drivers.sim import Simulation, alike
+from penstock.drivers.scenario import alike
+from penstock.drivers.sim import Simulation
 from penstock.drivers.worker import make_engine
 from penstock.engine.base import Engine, EngineInfo
 from penstock.engine.params import Sampling

@@ -18,10 +18,9 @@ import numpy as np
 import zmq
 
 from penstock.api.tokenizer import load_tokenizer
-from penstock.core.batch import Limits
+from penstock.core.config import InstanceConfig, Limits
 from penstock.core.events import StepDone, Submitted
-from penstock.core.instance import InstanceConfig
-from penstock.core.job import JobSpec, Unit
+from penstock.core.spec import JobSpec, Unit
 from penstock.cost.profile import WAITED_MAX, Overhead
 from penstock.drivers import messages as m
 from penstock.engine.base import EngineInfo, Output

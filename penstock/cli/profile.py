@@ -22,7 +22,7 @@ from tqdm import tqdm
 import penstock
 from penstock.cli import overheads
 from penstock.cli.engine_flags import engine_arguments, engine_options
-from penstock.core.batch import Limits
+from penstock.core.config import Limits
 from penstock.core.predict import regime
 from penstock.cost import grid
 from penstock.cost.base import Cost

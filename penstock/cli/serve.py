@@ -26,7 +26,7 @@ from penstock.api.server import listen, serve
 from penstock.cli import deployed
 from penstock.cli.engine_flags import engine_arguments, engine_options
 from penstock.cli.front import FrontProcessConfig
-from penstock.core.batch import Limits
+from penstock.core.config import Limits
 from penstock.core.slo import Slo
 from penstock.cost import named
 from penstock.drivers.branch import BranchConfig

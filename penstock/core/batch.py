@@ -8,9 +8,8 @@ from bisect import insort
 from collections.abc import Callable, Mapping
 from itertools import islice
 
-import msgspec
-
 from penstock.core.commands import Bind, Evict, InstanceCommand, Release, Restore, Stow
+from penstock.core.config import Limits
 from penstock.core.job import Job
 from penstock.core.pages import Host, Pages
 from penstock.core.predict import Predictor
@@ -18,17 +17,6 @@ from penstock.core.step import Slice
 
 #: How jobs are ordered while they wait, a total order.
 Order = Callable[[Job], tuple[int, ...]]
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What bounds a step and an instance. Policies read them; names as in vLLM where the meaning is the same."""
-
-    #: Jobs that run at the same time.
-    max_num_seqs: int = 256
-    #: Positions in one step.
-    max_num_batched_tokens: int = 2048
-    #: Jobs that wait; more are turned away.
-    max_num_queued: int = 1024
 
 
 class Waiting:

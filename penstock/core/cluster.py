@@ -11,12 +11,14 @@ policy ranks a report with one number, and the cluster keeps instances in that o
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
 import msgspec
 
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Order, Refuse, Retire, Start
+from penstock.core.config import ClusterConfig
 from penstock.core.events import (
     Arrived,
     Asked,
@@ -31,9 +33,9 @@ from penstock.core.events import (
     Reported,
     Rerole,
 )
-from penstock.core.job import JobSpec
 from penstock.core.move import Assigned, Offload, Tick
 from penstock.core.slo import MS, SECOND
+from penstock.core.spec import JobSpec
 
 Rank = Callable[[Load], float]
 
@@ -46,40 +48,6 @@ _LOOK_AHEAD = 8
 _OVERTAKEN_MOST = 32
 #: Jobs that are over, of which an instance may still ask: so many are remembered.
 _OVER_MOST = 4096
-
-
-class Balance(msgspec.Struct, frozen=True, kw_only=True):
-    """Knobs of rebalancing, in tokens for each running job: how many steps until an instance is full (its freeness)."""
-
-    #: Jobs move away from an instance with less than `out_tokens`, to one with more than `in_tokens`: the gap keeps
-    #: them from going back and forth.
-    out_tokens: float = 48.0
-    in_tokens: float = 96.0
-    period_ns: int = 50 * MS
-    #: Parts that can be switched off.
-    dispatch: bool = True
-    migration: bool = True
-    defragmentation: bool = True
-    scaling: bool = False
-    #: The fleet stays between these sizes, and its mean freeness between these bounds.
-    instances_min: int = 1
-    instances_max: int = 16
-    low_tokens: float = 160.0
-    high_tokens: float = 960.0
-    #: How often the size is looked at, and how many looks in a row must agree.
-    scale_ns: int = 10 * SECOND
-    scale_looks: int = 1
-    #: What an instance with urgent jobs is kept at, in tokens.
-    urgent_tokens: int = 1600
-
-
-class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides how the cluster behaves; opens its log."""
-
-    policy: str = "fcfs"
-    #: Jobs that wait, here or on an instance, at most; per instance.
-    max_num_queued: int = 1024
-    balance: Balance = Balance()
 
 
 class Member:
@@ -231,7 +199,8 @@ class Chooser(Protocol):
         """The instance is gone."""
 
 
-class Placement(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Placement:
     """The answers of a policy row that concern the cluster."""
 
     #: For new jobs, for urgent ones (None: the same), and for jobs that go on after their prompt; least first.

@@ -7,8 +7,8 @@ flight still reads are not reused before it is through.
 import msgspec
 
 from penstock.core.events import Load
-from penstock.core.job import JobSpec
 from penstock.core.move import Adopt, Assigned, Discard, MoveCommand, Offload, Receive
+from penstock.core.spec import JobSpec
 from penstock.core.step import StepPlan
 
 

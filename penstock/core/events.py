@@ -2,8 +2,8 @@
 
 import msgspec
 
-from penstock.core.job import JobSpec
 from penstock.core.move import MoveEvent, Tick
+from penstock.core.spec import JobSpec
 
 
 class Submitted(msgspec.Struct, frozen=True, array_like=True, tag="submitted"):

@@ -14,10 +14,9 @@ take effect in the order of the steps.
 
 from collections.abc import Callable
 
-import msgspec
-
-from penstock.core.batch import Batch, Limits, Order, Waiting
+from penstock.core.batch import Batch, Order, Waiting
 from penstock.core.commands import End, Evict, InstanceCommand, Release, Report, Run, Share, Stow
+from penstock.core.config import InstanceConfig
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Load, Named, StepDone, StepFailed, Submitted
 from penstock.core.job import NEVER, Job
 from penstock.core.move import (
@@ -35,7 +34,7 @@ from penstock.core.move import (
     Taken,
     Tick,
 )
-from penstock.core.moves import MoveLimits, Moves
+from penstock.core.moves import Moves
 from penstock.core.pages import Host, Pages
 from penstock.core.predict import Predictor
 from penstock.core.step import NO_FEATURES, Slice, StepPlan, features
@@ -47,31 +46,6 @@ ENDS = ("finished", "cancelled", "failed", "dropped", "rejected", "moved")
 Compose = Callable[[Batch, int], None]
 #: Which jobs to move when the cluster asks for some, best first: of those that run, and those that wait.
 Pick = Callable[[list[Job], list[Job]], list[Job]]
-
-
-class InstanceConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides how an instance behaves. It opens every log, so that a replay starts from the same."""
-
-    policy: str = "fcfs"
-    #: The row that composes its steps; empty: the policy's own.
-    compose: str = ""
-    pages: int
-    page_tokens: int = 16
-    block_tokens: int = 64
-    #: Pages in host memory, for what preempted jobs have.
-    host_pages: int = 0
-    #: Steps in flight at most.
-    depth: int = 1
-    #: Pipeline stages: with more than one, as many steps are in flight, and they have no job in common.
-    stages: int = 1
-    limits: Limits = Limits()
-    #: Whether what steps take corrects what a policy's predictor says.
-    correct: bool = True
-    #: What other instances call it.
-    number: int = 0
-    #: How far it takes a job at the start; see `Assigned`.
-    role: str = ""
-    moves: MoveLimits = MoveLimits()
 
 
 def shortest(running: list[Job], waiting: list[Job]) -> list[Job]:

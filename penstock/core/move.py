@@ -29,7 +29,8 @@ progress the same stages stream its pages chunk by chunk, and the switch is the 
 
 import msgspec
 
-from penstock.core.job import NEVER, JobSpec
+from penstock.core.job import NEVER
+from penstock.core.spec import JobSpec
 
 
 class Offload(msgspec.Struct, frozen=True, array_like=True, tag="offload"):

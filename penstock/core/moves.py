@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from penstock.core.commands import InstanceCommand, Release
+from penstock.core.config import MoveLimits
 from penstock.core.events import Submitted
 from penstock.core.job import NEVER, Job
 from penstock.core.move import (
@@ -34,35 +35,12 @@ from penstock.core.move import (
     Taken,
     Tell,
 )
-from penstock.core.slo import MS, SECOND
 
 if TYPE_CHECKING:
     from penstock.core.instance import Instance
 
 #: The source's number stands above so many bits of a move's own number.
 _NUMBER_BITS = 32
-
-
-class MoveLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What bounds moves, and what they cost: enough to choose between copying and computing again."""
-
-    #: Jobs that arrive at the same time, at most; more are turned away.
-    arriving: int = 8
-    #: Pages that an arriving job must leave free, so that it is not preempted as soon as it is there.
-    spare_pages: int = 0
-    #: A wait for the other side ends after so long.
-    lease_ns: int = 10 * SECOND
-    #: Copies while the job goes on, at most, from 0; after so many it is stopped whatever is left.
-    stages: int = 4
-    #: A job that was turned away asks again after so long.
-    retry_ns: int = 50 * MS
-    #: What a copy takes: to begin with, and for each position.
-    copy_ns: float = 0.0
-    copy_position_ns: float = 0.0
-    #: What computing a position again takes; 0: unknown, and then no more than a page is.
-    compute_position_ns: float = 0.0
-    #: Whether moves copy at all; else the job is always computed again.
-    copies: bool = True
 
 
 class Phase(IntEnum):

@@ -11,7 +11,7 @@ import msgspec
 
 from penstock.core.commands import Dispatch, Lost, Refuse
 from penstock.core.events import Arrived, Asked, Ended, Moved
-from penstock.core.job import JobSpec
+from penstock.core.spec import JobSpec
 from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.home import BaseHome

@@ -3,8 +3,8 @@ and sees no token."""
 
 from typing import Protocol
 
-from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Order, Refuse, Retire, Start
+from penstock.core.config import ClusterConfig
 from penstock.core.events import ClusterEvent, Ended, Moved
 from penstock.drivers import messages as m
 from penstock.drivers.fleet import Fleet, FleetConfig

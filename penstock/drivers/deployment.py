@@ -23,15 +23,12 @@ from typing import Annotated, Any
 import msgspec
 import yaml
 
-from penstock.core.batch import Limits
-from penstock.core.cluster import Balance, ClusterConfig
-from penstock.core.instance import InstanceConfig
-from penstock.core.moves import MoveLimits
+from penstock.core.config import Balance, ClusterConfig, InstanceConfig, Limits, MoveLimits
 from penstock.core.slo import MS, SECOND, Slo
 from penstock.core.step import Features
 from penstock.cost import hardware, memory, named, shapes
 from penstock.cost.models import Model, Scaled
-from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig
+from penstock.drivers.scenario import Delays, Failure, MemberConfig, SimConfig
 from penstock.policies.bundles import row
 
 GB = 10**9
@@ -124,7 +121,7 @@ class MoveSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BalanceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Knobs of rebalancing; see `core.cluster.Balance`, whose defaults stand where None does."""
+    """Knobs of rebalancing; see `core.config.Balance`, whose defaults stand where None does."""
 
     out_tokens: float | None = None
     in_tokens: float | None = None

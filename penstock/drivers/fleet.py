@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import msgspec
 
 import penstock
-from penstock.core.cluster import Balance
 from penstock.core.commands import Order, Retire, Start
+from penstock.core.config import Balance
 from penstock.core.events import Asked, Drain, Joined, Left, Load, NotStarted, Reported, Rerole
 from penstock.core.move import Ask, Assigned, MoveEnded, Offload, PeerLeft
 from penstock.cost.models import Model

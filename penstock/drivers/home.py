@@ -18,9 +18,9 @@ import msgspec
 
 from penstock.core.commands import Dispatch, Lost, Refuse
 from penstock.core.events import Arrived, Ended, Load, Moved
-from penstock.core.job import JobSpec, Unit
 from penstock.core.move import MoveEnded, Switch, Switched
 from penstock.core.slo import Slo
+from penstock.core.spec import JobSpec, Unit
 from penstock.cost.models import Model
 from penstock.drivers import messages as m
 from penstock.drivers.control import Control

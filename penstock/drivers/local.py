@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from penstock.core import laws
-from penstock.core.batch import Limits
 from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Restore, Run, Share, Stow
+from penstock.core.config import InstanceConfig, Limits
 from penstock.core.events import Cancelled, Executed, InstanceEvent, StepDone, Submitted
-from penstock.core.instance import InstanceConfig
-from penstock.core.job import JobSpec, Unit
 from penstock.core.move import Adopt, Discard, Receive
+from penstock.core.spec import JobSpec, Unit
 from penstock.core.step import StepPlan
 from penstock.drivers.keys import block_keys
 from penstock.engine.base import Engine, Output

@@ -10,10 +10,9 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import ClusterCommand, InstanceCommand, Run
+from penstock.core.config import ClusterConfig, InstanceConfig
 from penstock.core.events import ClusterEvent, InstanceEvent, StepDone, Submitted
-from penstock.core.instance import InstanceConfig
 from penstock.core.step import Features, features
 from penstock.cost.models import Model
 from penstock.policies.bundles import make_cluster, make_instance

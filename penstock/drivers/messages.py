@@ -21,8 +21,8 @@ from penstock.core.events import (
     Reported,
     Rerole,
 )
-from penstock.core.job import JobSpec
 from penstock.core.move import Ask, Assigned, MoveEnded, Offload, PeerEvent, PeerLeft, Switch, Switched
+from penstock.core.spec import JobSpec
 from penstock.cost.models import Model
 from penstock.drivers.story import Note
 from penstock.engine.base import EngineInfo, Output

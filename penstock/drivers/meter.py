@@ -14,7 +14,8 @@ from penstock.core.instance import Instance
 from penstock.core.move import MoveEnded
 from penstock.core.step import Features
 from penstock.drivers.deployment import LaidPool
-from penstock.drivers.sim import MemberConfig, Observer, Times
+from penstock.drivers.scenario import MemberConfig
+from penstock.drivers.sim import Observer, Times
 from penstock.metrics.record import COMPLETED, Record
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import ClusterCommand, End, InstanceCommand, Lost, Refuse, Release, Run
+from penstock.core.config import ClusterConfig
 from penstock.core.events import (
     Arrived,
     Cancelled,
@@ -31,13 +31,14 @@ from penstock.core.events import (
     StepFailed,
     Submitted,
 )
-from penstock.core.job import JobSpec
 from penstock.core.move import Pull, Pulled
 from penstock.core.slo import SECOND
+from penstock.core.spec import JobSpec
 from penstock.core.step import Slice, StepCost
 from penstock.cost.models import Model
 from penstock.drivers.log import ClusterEntry, Header, InstanceEntry, read
-from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig, Simulation
+from penstock.drivers.scenario import Delays, Failure, MemberConfig, SimConfig
+from penstock.drivers.sim import Simulation
 from penstock.metrics.record import CANCELLED, COMPLETED, DROPPED, FAILED, REJECTED, Record
 from penstock.workload.request import Request
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Refuse
+from penstock.core.config import ClusterConfig
 from penstock.core.events import Arrived, Asked, ClusterEvent, Ended, Moved
 from penstock.core.move import Tick
 from penstock.core.slo import SECOND

@@ -12,10 +12,10 @@ from statistics import median
 
 import msgspec
 
-from penstock.core.job import JobSpec
 from penstock.core.move import MoveEnded
 from penstock.core.moves import Phase
 from penstock.core.slo import MS, Bounds, tpot
+from penstock.core.spec import JobSpec
 
 #: Gaps between tokens that are shown, at most: the longest.
 _GAPS = 16

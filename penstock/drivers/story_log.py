@@ -6,9 +6,9 @@ from pathlib import Path
 
 from penstock.core.commands import Release, Run, Stow
 from penstock.core.events import Arrived, StepDone, Submitted
-from penstock.core.job import JobSpec
 from penstock.core.move import MoveEnded, Switch
 from penstock.core.slo import Bounds
+from penstock.core.spec import JobSpec
 from penstock.core.step import StepPlan
 from penstock.cost.models import Model
 from penstock.drivers.log import ClusterEntry, InstanceEntry, read

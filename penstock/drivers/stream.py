@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.core.job import JobSpec
+from penstock.core.spec import JobSpec
 from penstock.drivers.story import Story
 from penstock.engine.params import Logprobs, Sampling
 

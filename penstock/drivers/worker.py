@@ -28,7 +28,6 @@ import zmq
 
 import penstock
 from penstock.core import laws
-from penstock.core.batch import Limits
 from penstock.core.commands import (
     Bind,
     EngineCommand,
@@ -42,8 +41,9 @@ from penstock.core.commands import (
     Stow,
 )
 from penstock.core.commands import End as EndCommand
+from penstock.core.config import InstanceConfig, Limits, MoveLimits
 from penstock.core.events import Cancelled, InstanceEvent, Named, StepDone, StepFailed, Submitted
-from penstock.core.instance import Instance, InstanceConfig
+from penstock.core.instance import Instance
 from penstock.core.job import NEVER
 from penstock.core.move import (
     Adopt,
@@ -62,7 +62,6 @@ from penstock.core.move import (
     Tell,
     Tick,
 )
-from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, SECOND
 from penstock.core.step import Features, StepPlan
 from penstock.cost.linear import Linear, fit
@@ -98,7 +97,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     #: Of the deployment; None where all is on one host.
     keys: Keys | None = None
     instance: int = 0
-    #: See `core.instance.InstanceConfig`.
+    #: See `core.config.InstanceConfig`.
     role: str = ""
     policy: str = "fcfs"
     compose: str = ""

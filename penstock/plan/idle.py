@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from penstock.cost.models import Model
-from penstock.drivers.sim import Delays
+from penstock.drivers.scenario import Delays
 from penstock.metrics.idle import Idle
 from penstock.metrics.record import Record
 from penstock.plan.space import Option

@@ -6,8 +6,9 @@ Published evidence that this beats each alone: the second Llumnix (its "adaptive
 decides by predicted latencies; here loads decide.
 """
 
-from penstock.core.cluster import Balance, Cluster, Sums
+from penstock.core.cluster import Cluster, Sums
 from penstock.core.commands import ClusterCommand
+from penstock.core.config import Balance
 from penstock.core.events import Load
 from penstock.core.slo import SECOND
 from penstock.policies.llumnix import Llumnix

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from penstock.core.batch import Limits, Order
-from penstock.core.cluster import Balance, Chooser, Cluster, ClusterConfig, Placement, Rank, Rebalancer
-from penstock.core.instance import Compose, Instance, InstanceConfig, Pick, shortest
+from penstock.core.batch import Order
+from penstock.core.cluster import Chooser, Cluster, Placement, Rank, Rebalancer
+from penstock.core.config import Balance, ClusterConfig, InstanceConfig, Limits
+from penstock.core.instance import Compose, Instance, Pick, shortest
 from penstock.core.predict import Predictor
 from penstock.core.step import StepCost
 from penstock.policies import fcfs, paced, prefill_first, priority, splitfuse

@@ -1,7 +1,8 @@
 """For tests: everything moves, all the time. Each instance gives jobs to the next one at every look."""
 
-from penstock.core.cluster import Balance, Cluster
+from penstock.core.cluster import Cluster
 from penstock.core.commands import ClusterCommand, Order
+from penstock.core.config import Balance
 from penstock.core.events import Load
 from penstock.core.move import Offload
 

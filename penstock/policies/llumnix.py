@@ -13,8 +13,9 @@ urgent ones: by a negative freeness for each job, an instance with a long queue 
 
 from collections.abc import Iterator
 
-from penstock.core.cluster import Balance, Cluster
+from penstock.core.cluster import Cluster
 from penstock.core.commands import ClusterCommand, Order
+from penstock.core.config import Balance
 from penstock.core.events import Load
 from penstock.core.move import Offload
 from penstock.policies.scaling import Scaling

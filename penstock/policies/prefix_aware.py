@@ -3,7 +3,7 @@ much busier than the least loaded. As SGLang's router does (Zheng et al., arXiv 
 """
 
 from penstock.core.cluster import Cluster
-from penstock.core.job import JobSpec
+from penstock.core.spec import JobSpec
 
 #: Names remembered; the oldest go first.
 _NAMES_MOST = 1 << 18

@@ -2,7 +2,7 @@
 
 from penstock.core.cluster import Cluster
 from penstock.core.events import Load
-from penstock.core.job import JobSpec
+from penstock.core.spec import JobSpec
 
 
 def anywhere(load: Load) -> float:

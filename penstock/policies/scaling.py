@@ -7,8 +7,9 @@ alone would still be above: so that what one look does the next does not undo.
 
 from math import ceil
 
-from penstock.core.cluster import Balance, Cluster, Sums
+from penstock.core.cluster import Cluster, Sums
 from penstock.core.commands import ClusterCommand, Start
+from penstock.core.config import Balance
 from penstock.core.events import Load
 from penstock.policies.place import freeness
 

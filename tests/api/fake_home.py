@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from penstock.core.events import Load
-from penstock.core.job import JobSpec, Unit
 from penstock.core.slo import Slo
+from penstock.core.spec import JobSpec, Unit
 from penstock.drivers.messages import Instance, InstanceState
 from penstock.drivers.story import Stories, Story
 from penstock.drivers.stream import Busy, Chunk, JobFailed, Unavailable

@@ -1,11 +1,12 @@
 """The cluster core: placement by rank, the ledger, bounds."""
 
-from penstock.core.cluster import Balance, Cluster, ClusterConfig
+from penstock.core.cluster import Cluster
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Order, Refuse, Retire
+from penstock.core.config import Balance, ClusterConfig
 from penstock.core.events import Arrived, Asked, Drain, Ended, Joined, Left, Load, Moved, Reported, Rerole
-from penstock.core.job import JobSpec, Unit
 from penstock.core.move import Assigned, Offload, Tick
 from penstock.core.slo import MS, SECOND
+from penstock.core.spec import JobSpec, Unit
 from penstock.policies.bundles import make_cluster
 
 

@@ -8,8 +8,9 @@ from collections import deque
 
 import pytest
 
-from penstock.core.cluster import Balance, Cluster, ClusterConfig, Member, Sums
+from penstock.core.cluster import Cluster, Member, Sums
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Order, Refuse, Retire, Start
+from penstock.core.config import Balance, ClusterConfig
 from penstock.core.events import (
     Arrived,
     Asked,
@@ -24,9 +25,9 @@ from penstock.core.events import (
     Reported,
     Rerole,
 )
-from penstock.core.job import JobSpec, Unit
 from penstock.core.move import Assigned, Offload, Tick
 from penstock.core.slo import MS
+from penstock.core.spec import JobSpec, Unit
 from penstock.policies.bundles import make_cluster
 
 PAGES, PAGE = 200, 4

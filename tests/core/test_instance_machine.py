@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from penstock.core import laws
-from penstock.core.batch import Limits
 from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Report, Restore, Run, Share, Stow
+from penstock.core.config import InstanceConfig, Limits
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Named, StepDone, StepFailed, Submitted
-from penstock.core.instance import InstanceConfig
-from penstock.core.job import JobSpec, Unit
+from penstock.core.spec import JobSpec, Unit
 from penstock.core.step import StepPlan
 from penstock.policies.bundles import ROWS, make_instance
 

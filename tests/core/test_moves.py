@@ -13,11 +13,10 @@ from collections.abc import Callable
 import pytest
 
 from penstock.core import laws
-from penstock.core.batch import Limits
 from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Report, Restore, Run, Share, Stow
+from penstock.core.config import InstanceConfig, Limits, MoveLimits
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Named, StepDone, Submitted
-from penstock.core.instance import Instance, InstanceConfig
-from penstock.core.job import JobSpec, Unit
+from penstock.core.instance import Instance
 from penstock.core.move import (
     Adopt,
     Ask,
@@ -35,7 +34,7 @@ from penstock.core.move import (
     Tell,
     Tick,
 )
-from penstock.core.moves import MoveLimits
+from penstock.core.spec import JobSpec, Unit
 from penstock.policies.bundles import make_instance
 
 PAGE, BLOCK = 4, 8

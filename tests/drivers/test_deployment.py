@@ -6,8 +6,7 @@ import msgspec
 import pytest
 import yaml
 
-from penstock.core.cluster import Balance
-from penstock.core.moves import MoveLimits
+from penstock.core.config import Balance, MoveLimits
 from penstock.core.slo import MS, SECOND
 from penstock.cost import hardware, memory, shapes
 from penstock.cost.linear import Linear

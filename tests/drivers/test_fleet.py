@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import psutil
 import pytest
 
-from penstock.core.batch import Limits
-from penstock.core.moves import MoveLimits
+from penstock.core.config import Limits, MoveLimits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.stream import JobFailed, Stream

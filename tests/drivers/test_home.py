@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import penstock
-from penstock.core.batch import Limits
+from penstock.core.config import Limits
 from penstock.drivers import messages as m
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from penstock.core.batch import Limits
-from penstock.core.moves import MoveLimits
+from penstock.core.config import Limits, MoveLimits
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.launch.base import Launcher

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from penstock.core.commands import Report
+from penstock.core.config import InstanceConfig
 from penstock.core.events import Load, StepDone, Submitted
-from penstock.core.instance import InstanceConfig
-from penstock.core.job import JobSpec, Unit
+from penstock.core.spec import JobSpec, Unit
 from penstock.drivers.log import Header, InstanceEntry, LogWriter, observe, read, replay
 from penstock.policies.bundles import make_instance
 

@@ -5,14 +5,13 @@ import random
 import msgspec
 import pytest
 
-from penstock.core.batch import Limits
-from penstock.core.cluster import Balance, ClusterConfig
-from penstock.core.instance import InstanceConfig
+from penstock.core.config import Balance, ClusterConfig, InstanceConfig, Limits
 from penstock.core.slo import MS, SECOND
 from penstock.cost.linear import Linear
 from penstock.drivers.deployment import LaidPool
 from penstock.drivers.meter import Meter, Use
-from penstock.drivers.sim import MemberConfig, SimConfig, Simulation, alike
+from penstock.drivers.scenario import MemberConfig, SimConfig, alike
+from penstock.drivers.sim import Simulation
 from penstock.metrics.record import Record
 from penstock.workload.trace import Request
 

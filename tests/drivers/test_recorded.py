@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from penstock.core.batch import Limits
-from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import Run
+from penstock.core.config import ClusterConfig, InstanceConfig, Limits
 from penstock.core.events import (
     Arrived,
     Cancelled,
@@ -27,14 +26,16 @@ from penstock.core.events import (
     StepFailed,
     Submitted,
 )
-from penstock.core.instance import Instance, InstanceConfig
-from penstock.core.job import Job, JobSpec, Unit
+from penstock.core.instance import Instance
+from penstock.core.job import Job
 from penstock.core.slo import MS, Slo
+from penstock.core.spec import JobSpec, Unit
 from penstock.core.step import Slice, features
 from penstock.cost.linear import Linear
 from penstock.drivers.log import ClusterEntry, Header, InstanceEntry, LogWriter
 from penstock.drivers.recorded import closed_loop, gather, paths_of, set_idle, simulate
-from penstock.drivers.sim import Simulation, alike
+from penstock.drivers.scenario import alike
+from penstock.drivers.sim import Simulation
 from penstock.metrics.record import CANCELLED, COMPLETED, DROPPED, FAILED, REJECTED, Record
 from penstock.metrics.summary import peak_concurrency
 from penstock.policies.bundles import ROWS, make_cluster, make_instance

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from letters import mailboxes, next_of
 
-from penstock.core.cluster import ClusterConfig
 from penstock.core.commands import Dispatch
+from penstock.core.config import ClusterConfig
 from penstock.core.events import Arrived, Asked, Ended, Joined, Load, Moved
-from penstock.core.job import JobSpec, Unit
+from penstock.core.spec import JobSpec, Unit
 from penstock.drivers import messages as m
 from penstock.drivers.scheduler import SchedulerConfig, SchedulerProcess
 

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from penstock.core import laws
-from penstock.core.batch import Limits
-from penstock.core.instance import InstanceConfig
+from penstock.core.config import InstanceConfig, Limits
 from penstock.core.slo import MS
 from penstock.cost.linear import Linear
-from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig, Simulation, alike
+from penstock.drivers.scenario import Delays, Failure, MemberConfig, SimConfig, alike
+from penstock.drivers.sim import Simulation
 from penstock.metrics.record import CANCELLED, COMPLETED, FAILED, Record
 from penstock.policies.bundles import ROWS
 from penstock.workload.trace import Request

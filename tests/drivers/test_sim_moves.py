@@ -8,17 +8,15 @@ import msgspec
 import pytest
 
 from penstock.core import laws
-from penstock.core.batch import Limits
-from penstock.core.cluster import Balance, ClusterConfig
+from penstock.core.config import Balance, ClusterConfig, InstanceConfig, Limits, MoveLimits
 from penstock.core.events import Drain
-from penstock.core.instance import InstanceConfig
 from penstock.core.move import Switch
-from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, SECOND
 from penstock.cost.linear import Linear
 from penstock.drivers.log import ClusterEntry, Header, InstanceEntry, LogWriter, replay
 from penstock.drivers.recorded import gather, paths_of
-from penstock.drivers.sim import Delays, Failure, MemberConfig, SimConfig, Simulation
+from penstock.drivers.scenario import Delays, Failure, MemberConfig, SimConfig
+from penstock.drivers.sim import Simulation
 from penstock.metrics.record import COMPLETED
 from penstock.workload.trace import Request
 

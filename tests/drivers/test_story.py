@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.core.batch import Limits
-from penstock.core.job import JobSpec, Unit
+from penstock.core.config import Limits, MoveLimits
 from penstock.core.move import MoveEnded
-from penstock.core.moves import MoveLimits
 from penstock.core.slo import MS, Bounds
+from penstock.core.spec import JobSpec, Unit
 from penstock.drivers.fleet import FleetConfig
 from penstock.drivers.home import Home
 from penstock.drivers.story import Note, Stories, Story, Told

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from penstock.core.cluster import ClusterConfig
-from penstock.core.instance import InstanceConfig
+from penstock.core.config import ClusterConfig, InstanceConfig
 from penstock.core.slo import MS
 from penstock.core.step import Features
 from penstock.cost.linear import Linear
 from penstock.drivers import timeline
-from penstock.drivers.sim import Failure, MemberConfig, SimConfig, Simulation, alike
+from penstock.drivers.scenario import Failure, MemberConfig, SimConfig, alike
+from penstock.drivers.sim import Simulation
 from penstock.drivers.timeline import Timeline
 from penstock.metrics.record import Record
 from penstock.workload.trace import Request

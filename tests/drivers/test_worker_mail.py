@@ -10,9 +10,9 @@ from letters import mailboxes, next_of
 from msgspec import json
 from msgspec.structs import replace
 
-from penstock.core.job import JobSpec, Unit
+from penstock.core.config import MoveLimits
 from penstock.core.move import Aborted, Offload, PeerLeft, Reserve, Reserved
-from penstock.core.moves import MoveLimits
+from penstock.core.spec import JobSpec, Unit
 from penstock.drivers import messages as m
 from penstock.drivers.launch.local import LocalLauncher
 from penstock.drivers.wire import Mailbox

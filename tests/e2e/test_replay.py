@@ -12,7 +12,7 @@ from msgspec import structs
 from server_process import ServerProcess
 
 from penstock.cli.main import main
-from penstock.core.batch import Limits
+from penstock.core.config import Limits
 from penstock.core.events import Arrived
 from penstock.cost.linear import Linear
 from penstock.drivers.log import LogWriter, read

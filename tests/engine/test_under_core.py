@@ -9,11 +9,10 @@ from collections import deque
 import pytest
 import tiny
 
-from penstock.core.batch import Limits
 from penstock.core.commands import Bind, End, Evict, InstanceCommand, Release, Restore, Run, Share, Stow
+from penstock.core.config import InstanceConfig, Limits
 from penstock.core.events import Cancelled, InstanceEvent, StepDone, Submitted
-from penstock.core.instance import InstanceConfig
-from penstock.core.job import JobSpec, Unit
+from penstock.core.spec import JobSpec, Unit
 from penstock.core.step import StepPlan
 from penstock.drivers.local import carry_out, exceptions
 from penstock.engine.runner import TransformersEngine

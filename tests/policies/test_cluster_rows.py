@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from penstock.core.cluster import Balance, Cluster, ClusterConfig
+from penstock.core.cluster import Cluster
 from penstock.core.commands import ClusterCommand, Dispatch, Order, Retire, Start
+from penstock.core.config import Balance, ClusterConfig
 from penstock.core.events import Arrived, Drain, Joined, Left, Load, NotStarted, Reported
-from penstock.core.job import JobSpec, Unit
 from penstock.core.move import Assigned, Offload, Tick
 from penstock.core.slo import MS, SECOND
+from penstock.core.spec import JobSpec, Unit
 from penstock.policies.bundles import make_cluster
 from penstock.policies.llumnix import Virtual
 from penstock.policies.place import freeness

@@ -3,12 +3,13 @@
 import pytest
 
 from penstock.core import laws
-from penstock.core.batch import Limits
 from penstock.core.commands import Bind, Release, Run
+from penstock.core.config import InstanceConfig, Limits
 from penstock.core.events import StepDone, Submitted
-from penstock.core.instance import Instance, InstanceConfig
-from penstock.core.job import Job, JobSpec, Unit
+from penstock.core.instance import Instance
+from penstock.core.job import Job
 from penstock.core.slo import MS, Slo
+from penstock.core.spec import JobSpec, Unit
 from penstock.core.step import StepPlan, features
 from penstock.cost.linear import Linear
 from penstock.policies.bundles import make_instance, row
