@@ -16,12 +16,13 @@ import msgspec
 
 from penstock.core.step import Features
 from penstock.cost import kernels, shapes
-from penstock.cost.composed import compose, matrices
+from penstock.cost.composed import compose
 from penstock.cost.hardware import named
 from penstock.cost.models import Model
 from penstock.cost.named import resolve
 from penstock.cost.published import llumnix
 from penstock.cost.published.forms import PipelinePhases
+from penstock.cost.rank import matrices
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from distill_costs import ENGINES, held_out, read, statistics

@@ -31,8 +31,9 @@ from vs_vllm import make_checkpoint
 from penstock.core.commands import Run
 from penstock.core.config import InstanceConfig
 from penstock.core.events import StepDone, Submitted
+from penstock.core.features import features
 from penstock.core.slo import Slo
-from penstock.core.step import Features, features
+from penstock.core.step import Features
 from penstock.cost.fitting import of_steps
 from penstock.cost.profile import Profile
 from penstock.drivers import log
@@ -248,7 +249,7 @@ def read(path: Path) -> Seen:
             seen.jobs[event.spec.id] = Job(event.spec.arrival, entry.now, event.spec.known, event.spec.keys)
         elif isinstance(event, StepDone) and event.seq in running:
             run, issued = running.pop(event.seq)
-            seen.steps.append((entry.now, features(run.plan), entry.now - issued))
+            seen.steps.append((entry.now, features(run.plan.slices), entry.now - issued))
             for piece in run.plan.slices:
                 job = seen.jobs[piece.job]
                 if not job.first_ns and piece.start + piece.count >= job.prompt_tokens:

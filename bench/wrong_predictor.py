@@ -22,8 +22,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from penstock.core.config import ClusterConfig, InstanceConfig, Limits
+from penstock.core.features import repeated
 from penstock.core.slo import Slo
-from penstock.core.step import Features, StepCost, repeated
+from penstock.core.step import Features, StepCost
 from penstock.cost.models import Model, Scaled
 from penstock.cost.named import resolve
 from penstock.drivers.scenario import MemberConfig, SimConfig

@@ -53,7 +53,7 @@ _OVER_MOST = 4096
 class Member:
     """An instance, as the cluster sees it."""
 
-    __slots__ = ("coming", "draining", "expected", "id", "joined", "load", "ordered", "promised", "role")
+    __slots__ = ("_expected", "coming", "draining", "id", "joined", "load", "ordered", "promised", "role")
 
     def __init__(self, instance: int, role: str, load: Load, now: int) -> None:
         self.id = instance
@@ -67,8 +67,7 @@ class Member:
         self.promised: dict[int, int] = {}
         #: It was told to move jobs and has not reported since.
         self.ordered = False
-        #: The latest report, plus what is under way.
-        self.expected = self.load
+        self._expected: Load | None = None
 
     @property
     def takes_new(self) -> bool:
@@ -86,18 +85,26 @@ class Member:
 
     def report(self, load: Load) -> None:
         """It says how it is: of those on their way, it has seen the first so many."""
-        for job in list(islice(self.coming, max(0, load.seen - self.load.seen))):
-            del self.coming[job]
+        if self.coming:
+            for job in list(islice(self.coming, max(0, load.seen - self.load.seen))):
+                del self.coming[job]
         self.load = load
 
-    def reckon(self) -> None:
-        """Work out what to expect."""
+    def changed(self) -> None:
+        """What is expected of it is to be worked out anew."""
+        self._expected = None
+
+    @property
+    def expected(self) -> Load:
+        """The latest report, plus what is under way."""
+        if self._expected is None:
+            self._expected = self._reckon() if self.coming or self.promised else self.load
+        return self._expected
+
+    def _reckon(self) -> Load:
         load, coming = self.load, self.coming
-        if not coming and not self.promised:
-            self.expected = load
-            return
-        pages = sum(-(-tokens // load.page_tokens) for tokens in self.promised.values())
-        self.expected = msgspec.structs.replace(
+        pages = sum([-(-tokens // load.page_tokens) for tokens in self.promised.values()])
+        return msgspec.structs.replace(
             load,
             seen=load.seen + len(coming),
             waiting=load.waiting + len(coming),
@@ -124,8 +131,11 @@ class Sums:
         self.waiting_tokens += sign * load.waiting_tokens
 
     def merge(self, other: "Sums") -> None:
-        for name in Sums.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.members += other.members
+        self.jobs += other.jobs
+        self.free_tokens += other.free_tokens
+        self.capacity_tokens += other.capacity_tokens
+        self.waiting_tokens += other.waiting_tokens
 
     @property
     def freeness(self) -> float:
@@ -134,48 +144,62 @@ class Sums:
 
 
 class Ranking:
-    """Members in order of a rank, least first; ties by number."""
+    """Members in order of a rank, least first; ties by number. Kept when it is read: most changes come in bursts."""
 
     def __init__(self, rank: Rank, takes: Callable[[Member], bool]) -> None:
         self._rank = rank
         self._takes = takes
         self._order: list[tuple[float, int]] = []
         self._ranks: dict[int, float] = {}
+        #: Members that have changed since it was read.
+        self._changed: dict[int, Member] = {}
 
     def update(self, member: Member) -> None:
         """The member is new, or has changed."""
-        old = self._ranks.get(member.id)
-        new = self._rank(member.expected) if self._takes(member) else None
-        if old == new:
-            return
-        self.remove(member.id)
-        if new is not None:
-            self._ranks[member.id] = new
-            insort(self._order, (new, member.id))
+        self._changed[member.id] = member
 
     def remove(self, instance: int) -> None:
+        self._changed.pop(instance, None)
+        self._drop(instance)
+
+    def _drop(self, instance: int) -> None:
         old = self._ranks.pop(instance, None)
         if old is not None:
             del self._order[bisect_left(self._order, (old, instance))]
 
+    def _settle(self) -> list[tuple[float, int]]:
+        for instance, member in self._changed.items():
+            new = self._rank(member.expected) if self._takes(member) else None
+            if self._ranks.get(instance) != new:
+                self._drop(instance)
+                if new is not None:
+                    self._ranks[instance] = new
+                    insort(self._order, (new, instance))
+        self._changed.clear()
+        return self._order
+
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._settle())
 
     def __iter__(self) -> Iterator[tuple[float, int]]:
-        return iter(self._order)
+        return iter(self._settle())
 
     def __reversed__(self) -> Iterator[tuple[float, int]]:
-        return reversed(self._order)
+        return reversed(self._settle())
+
+    def first(self) -> int | None:
+        """The instance of the least rank."""
+        order = self._settle()
+        return order[0][1] if order else None
 
     def after(self, rank: float, instance: int) -> int | None:
         """Of those that follow this place, the first one's instance; after the last comes the first."""
-        if not self._order:
-            return None
-        at = bisect_right(self._order, (rank, instance))
-        return self._order[at % len(self._order)][1]
+        order = self._settle()
+        return order[bisect_right(order, (rank, instance)) % len(order)][1] if order else None
 
     def of(self, instance: int) -> float | None:
         """The rank of an instance, if it is among these."""
+        self._settle()
         return self._ranks.get(instance)
 
 
@@ -234,8 +258,10 @@ class Cluster:
         if self._rebalance is not None:
             self.pressed = Ranking(self._rebalance.rank, _takes_over)
             self._rankings.append(self.pressed)
-        #: What is expected of all members of a role that do not drain, together.
-        self.sums: dict[str, Sums] = {}
+        #: See `sums`; which members it has changed since, and what it has of each.
+        self._sums: dict[str, Sums] = {}
+        self._changed: dict[int, Member] = {}
+        self._counted: dict[int, tuple[str, Load]] = {}
         #: Instances that were told to start and have not joined.
         self.starting = 0
         #: The ledger: job -> instance (None: held here until an instance joins).
@@ -257,7 +283,10 @@ class Cluster:
     @property
     def due(self) -> int | None:
         """When the driver is to feed a Tick, ns; None: not at all."""
-        return min((at for at in (self._rebalance_at, self._empty_at) if at is not None), default=None)
+        at, empty_at = self._rebalance_at, self._empty_at
+        if at is None or empty_at is None:
+            return at if empty_at is None else empty_at
+        return min(at, empty_at)
 
     @property
     def jobs(self) -> list[int]:
@@ -314,8 +343,8 @@ class Cluster:
     def _best(self, spec: JobSpec) -> Member | None:
         if self._choose is not None and (chosen := self._choose(spec, self)) is not None:
             return self.members[chosen]
-        ranking = self.urgent if spec.priority < 0 else self.entries
-        return next((self.members[instance] for _, instance in ranking), None)
+        least = (self.urgent if spec.priority < 0 else self.entries).first()
+        return None if least is None else self.members[least]
 
     def _retry_ns(self, member: Member, now: int) -> int:
         """When a tenth of the queue should be gone, at the rate at which jobs have ended so far; 1 s to 60 s."""
@@ -423,7 +452,6 @@ class Cluster:
         if event.instance in self.members:
             self._remove(self.members[event.instance])
         member = self.members[event.instance] = Member(event.instance, event.role, event.load, now)
-        self._count(member, 1)
         self._update(member)
         self.starting = max(0, self.starting - 1)
         if self._rebalance is not None and self._rebalance_at is None:
@@ -446,8 +474,8 @@ class Cluster:
         return [*(Lost(job, event.instance) for job in lost), *self._answer()]
 
     def _remove(self, member: Member) -> None:
-        self._count(member, -1)
         del self.members[member.id]
+        self._changed[member.id] = member
         self._draining.pop(member.id, None)
         for job in member.promised:
             del self._promises[job]
@@ -461,9 +489,7 @@ class Cluster:
         member = self.members.get(instance)
         if member is None or member.role == role:
             return []
-        self._count(member, -1)
         member.role = role
-        self._count(member, 1)
         self._update(member)
         return [Order(instance, Assigned(role)), *self._answer()]
 
@@ -483,9 +509,7 @@ class Cluster:
         self._set_draining(member, False)
 
     def _set_draining(self, member: Member, draining: bool) -> None:
-        self._count(member, -1)
         member.draining = draining
-        self._count(member, 1)
         if draining:
             self._draining[member.id] = member
         else:
@@ -501,7 +525,7 @@ class Cluster:
         """Tell a draining instance to move some of its jobs to the best other one."""
         if not self.config.balance.migration or member.load.leaving >= _DRAIN_JOBS:
             return []
-        to = next((instance for _, instance in self.onward), None)
+        to = self.onward.first()
         return [] if to is None else [Order(member.id, Offload(to, None, _DRAIN_JOBS, "drain"))]
 
     def _on_tick(self, now: int) -> list[ClusterCommand]:
@@ -519,15 +543,23 @@ class Cluster:
     # -- accounts ----------------------------------------------------------------------------------------------
 
     def _update(self, member: Member) -> None:
-        self._count(member, -1)
-        member.reckon()
-        self._count(member, 1)
+        member.changed()
+        self._changed[member.id] = member
         for ranking in self._rankings:
             ranking.update(member)
 
-    def _count(self, member: Member, sign: int) -> None:
-        if not member.draining:
-            self.sums.setdefault(member.role, Sums()).add(member.expected, sign)
+    @property
+    def sums(self) -> dict[str, "Sums"]:
+        """What is expected of all members of a role that do not drain, together. Kept when it is read."""
+        for instance in self._changed:
+            if (counted := self._counted.pop(instance, None)) is not None:
+                self._sums[counted[0]].add(counted[1], -1)
+            member = self.members.get(instance)
+            if member is not None and not member.draining:
+                self._counted[instance] = member.role, member.expected
+                self._sums.setdefault(member.role, Sums()).add(member.expected)
+        self._changed.clear()
+        return self._sums
 
     @property
     def total(self) -> "Sums":

@@ -18,6 +18,7 @@ from penstock.core.batch import Batch, Order, Waiting
 from penstock.core.commands import End, Evict, InstanceCommand, Release, Report, Run, Share, Stow
 from penstock.core.config import InstanceConfig
 from penstock.core.events import Cancelled, Executed, InstanceEvent, Load, Named, StepDone, StepFailed, Submitted
+from penstock.core.features import NO_FEATURES, features
 from penstock.core.job import NEVER, Job
 from penstock.core.move import (
     Aborted,
@@ -37,7 +38,7 @@ from penstock.core.move import (
 from penstock.core.moves import Moves
 from penstock.core.pages import Host, Pages
 from penstock.core.predict import Predictor
-from penstock.core.step import NO_FEATURES, Slice, StepPlan, features
+from penstock.core.step import Slice, StepPlan
 
 #: How a job can end.
 ENDS = ("finished", "cancelled", "failed", "dropped", "rejected", "moved")
@@ -66,7 +67,7 @@ class Step:
         self.steady = batch.steady
         self.issued = now
         #: As composed, where there is a predictor to learn how long that takes.
-        self.features = features(StepPlan(0, batch.slices)) if batch.predictor is not None else NO_FEATURES
+        self.features = features(batch.slices) if batch.predictor is not None else NO_FEATURES
         #: Slices of jobs preempted since: their tokens count, their pages are gone.
         self.stale: dict[Job, Slice] = {}
         self.report: StepDone | StepFailed | None = None

@@ -1,6 +1,5 @@
 """What one step of one executor does: so many positions of so many jobs. There is no prefill and no decode here."""
 
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 import msgspec
@@ -38,36 +37,6 @@ class Features(msgspec.Struct, frozen=True, array_like=True):
     prompts: int = 0
 
 
-NO_FEATURES = Features(0, 0, 0, 0)
-
-
-def features(plan: StepPlan) -> Features:
-    """The features of a plan, in one pass."""
-    new = area = decodes = context = prompts = 0
-    for piece in plan.slices:
-        count, start = piece.count, piece.start
-        if count == 1:
-            decodes += 1
-            context += start + 1
-        else:
-            prompts += 1
-            new += count
-            area += count * start + (count * (count + 1) >> 1)
-    return Features(new + decodes, area + context, decodes, context, prompts)
-
-
-def repeated(first: Features, growth: int, count: int) -> Iterator[Features]:
-    """Features of `count` steps that repeat one plan, each slice of it moving on by its own length.
-
-    `growth` is how much `new_context` grows from one to the next: the sum of count x count over the slices.
-    """
-    new, area, decodes, context, prompts = msgspec.structs.astuple(first)
-    for _ in range(count):
-        yield Features(new, area, decodes, context, prompts)
-        area += growth
-        context += decodes
-
-
 class StepCost(Protocol):
     """How long steps take. Handed to whoever needs it; core and policies never ask where it comes from."""
 
@@ -75,8 +44,8 @@ class StepCost(Protocol):
         """Duration of a step with these features, at least 1."""
 
     def steps_ns(self, first: Features, growth: int, count: int) -> Any:
-        """Durations of `count` steps that repeat one plan (`repeated`), as int64: the very numbers that `step_ns` gives
-        for each."""
+        """Durations of `count` steps that repeat one plan (`features.repeated`), as int64: the very numbers that
+        `step_ns` gives for each."""
 
     def interval_ns(self, features: Features) -> int:
         """From the start of a step to when another, of other jobs, may start: less than `step_ns` in a pipeline."""

@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from penstock.core.step import Features, repeated
+from penstock.core.features import repeated
+from penstock.core.step import Features
 
 
 class Cost(msgspec.Struct, frozen=True, tag=True):
@@ -16,7 +17,7 @@ class Cost(msgspec.Struct, frozen=True, tag=True):
         raise NotImplementedError
 
     def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
-        """Durations of `count` steps that repeat one plan (`core.step.repeated`), int64: the very numbers that
+        """Durations of `count` steps that repeat one plan (`core.features.repeated`), int64: the very numbers that
         `step_ns` gives for each."""
         return np.fromiter(map(self.step_ns, repeated(first, growth, count)), np.int64, count)
 

@@ -13,7 +13,8 @@ import msgspec
 from penstock.core.commands import ClusterCommand, InstanceCommand, Run
 from penstock.core.config import ClusterConfig, InstanceConfig
 from penstock.core.events import ClusterEvent, InstanceEvent, StepDone, Submitted
-from penstock.core.step import Features, features
+from penstock.core.features import features
+from penstock.core.step import Features
 from penstock.cost.models import Model
 from penstock.policies.bundles import make_cluster, make_instance
 
@@ -156,5 +157,5 @@ def observe(path: Path) -> Observed:
             found.delays.append(max(0, entry.now - event.spec.arrival))
         for command in entry.commands:
             if isinstance(command, Run):
-                began[command.plan.seq] = (features(command.plan), entry.now)
+                began[command.plan.seq] = (features(command.plan.slices), entry.now)
     return found

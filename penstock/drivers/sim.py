@@ -18,24 +18,28 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from heapq import heappop, heappush
-from itertools import chain, islice, repeat
+from itertools import accumulate, chain, islice, repeat
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from penstock.core.commands import (
+    Bind,
     ClusterCommand,
     Dispatch,
     End,
+    Evict,
     InstanceCommand,
     Lost,
     Order,
     Refuse,
+    Release,
     Report,
     Restore,
     Retire,
     Run,
+    Share,
     Stow,
 )
 from penstock.core.commands import Start as StartCommand
@@ -55,26 +59,47 @@ from penstock.core.events import (
     StepDone,
     Submitted,
 )
+from penstock.core.features import features, repeated
 from penstock.core.instance import Instance, Step
 from penstock.core.job import Job
-from penstock.core.move import Ask, MoveEnded, PeerLeft, Pull, Pulled, Switch, Switched, Tell, Tick
+from penstock.core.move import (
+    Adopt,
+    Ask,
+    Discard,
+    MoveEnded,
+    PeerLeft,
+    Pull,
+    Pulled,
+    Receive,
+    Switch,
+    Switched,
+    Tell,
+    Tick,
+)
 from penstock.core.slo import SECOND
 from penstock.core.spec import JobSpec, Unit
-from penstock.core.step import Features, StepCost, StepPlan, features
+from penstock.core.step import Features, Slice, StepCost, StepPlan
 from penstock.drivers.link import Link
 from penstock.drivers.scenario import Failure, MemberConfig, SimConfig
 from penstock.metrics.record import CANCELLED, COMPLETED, FAILED, REJECTED, Record
 from penstock.policies.bundles import make_cluster, make_instance
 from penstock.workload.trace import Request
 
-#: Times in ns: one, or many as int64.
-Times = Sequence[int] | npt.NDArray[np.int64]
+#: Times in ns: a few, or many as int64.
+Times = list[int] | npt.NDArray[np.int64]
 
 #: Up to so many jobs a step, the times of steps that only decode are remembered.
 _JOBS_REMEMBERED = 8
 
+#: Fewer steps than this are quicker one by one.
+_VECTOR_STEPS = 8
+
 #: The most steps that are computed in one go: more would often be in vain, as an event cuts them short.
 _STRETCH_MAX = 512
+
+
+#: Commands that only an engine heeds.
+_ENGINES = frozenset((Bind, Share, Evict, Release, Receive, Adopt, Discard))
 
 
 class Observer(Protocol):
@@ -150,22 +175,24 @@ class _Pace:
         #: (jobs, context modulo jobs) -> time from no context to so many steps later.
         self._totals: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
-    def ends(self, first: Features, count: int, start: int) -> npt.NDArray[np.int64]:
+    def ends(self, first: Features, count: int, start: int) -> Times:
         """Ends of `count` steps, of which at most one slice is a part of a prompt."""
-        ends: npt.NDArray[np.int64]
         jobs = first.decodes
         if first.new > jobs or jobs > _JOBS_REMEMBERED:
-            durations = self._cost.steps_ns(first, jobs + (first.new - jobs) ** 2, count)
-            ends = durations.cumsum() + start
+            growth = jobs + (first.new - jobs) ** 2
+            if count < _VECTOR_STEPS:
+                durations = map(self._cost.step_ns, repeated(first, growth, count))
+                return list(accumulate(durations, initial=start))[1:]
+            ends: Times = self._cost.steps_ns(first, growth, count).cumsum() + start
             return ends
         before, odd = divmod(first.decode_context, jobs)
         totals = self._totals.get((jobs, odd))
         if totals is None or len(totals) <= before + count:
             room = max(4096, 2 * (before + count))
-            durations = self._cost.steps_ns(Features(jobs, odd, jobs, odd), jobs, room)
-            totals = self._totals[jobs, odd] = np.concatenate([[0], durations.cumsum()])
-        ends = totals[before + 1 : before + count + 1] + (start - totals[before])
-        return ends
+            times = self._cost.steps_ns(Features(jobs, odd, jobs, odd), jobs, room)
+            totals = self._totals[jobs, odd] = np.concatenate([[0], times.cumsum()])
+        shifted: Times = totals[before + 1 : before + count + 1] + (start - totals[before])
+        return shifted
 
 
 class _Member:
@@ -217,6 +244,7 @@ class Simulation:
     ) -> None:
         """`costs`: how long steps take on each member, or on all."""
         self._config = config
+        self._delays = config.delays
         each = list(costs) if isinstance(costs, Sequence) else [costs] * len(config.members)
         self._cluster = make_cluster(config.cluster)
         self._network = Link(config.move_bytes_per_s)
@@ -324,7 +352,7 @@ class Simulation:
             self._coming -= 1
             self._await_arrival()
         self._on_arrival()
-        request, delays = self._requests[number], self._config.delays
+        request, delays = self._requests[number], self._delays
         self._open[number] = None
         self._records[number].sent_ns = self.now
         spec = self._spec(number)
@@ -374,7 +402,7 @@ class Simulation:
         self._feed_cluster(Tick())
 
     def _carry_out(self, command: ClusterCommand) -> None:
-        delay = self._config.delays.dispatch
+        delay = self._delays.dispatch
         match command:
             case Dispatch(spec, instance):
                 self._dispatch(spec, instance, 0)
@@ -403,7 +431,7 @@ class Simulation:
         track.epoch += 1
         track.member = self._named[instance]
         event = Submitted(spec, track.epoch, move)
-        self._later(self._config.delays.dispatch, partial(self._submit, instance, event))
+        self._later(self._delays.dispatch, partial(self._submit, instance, event))
 
     def _submit(self, instance: int, event: Submitted) -> None:
         """A submission arrives. One to an instance that is gone is lost, and made up for when the cluster says so; one
@@ -433,7 +461,7 @@ class Simulation:
         else:
             word = Cancelled(job, command.epoch)
             self._replay(job)
-        self._later(self._config.delays.dispatch, partial(self._bring, source, word))
+        self._later(self._delays.dispatch, partial(self._bring, source, word))
 
     def _hang_up(self, job: int) -> None:
         if job not in self._open:
@@ -465,7 +493,7 @@ class Simulation:
             self._at(at, partial(self._arrive, number, False))
 
     def _write_times(self, record: Record, track: _Track) -> None:
-        delay, runs = self._config.delays.token, track.runs
+        delay, runs = self._delays.token, track.runs
         if self._config.every_token:
             parts = [ends[first:upto] for ends, first, upto in runs]
             times = parts[0] if len(parts) == 1 else array("q", chain.from_iterable(parts))
@@ -524,7 +552,7 @@ class Simulation:
                 del self._pulls[number]
         self._feed_cluster(Left(member.name))
         for other in list(self._named.values()):
-            self._later(self._config.delays.report, partial(self._bring, other.name, PeerLeft(member.name)))
+            self._later(self._delays.report, partial(self._bring, other.name, PeerLeft(member.name)))
 
     def instance_ns(self, begin: int, end: int) -> int:
         """The time that instances were there between two times, added up."""
@@ -551,7 +579,7 @@ class Simulation:
                 self._begin_step(member, command.plan)
             elif isinstance(command, Report):
                 self._tell_cluster(Reported(member.name, command.load))
-            else:
+            elif type(command) not in _ENGINES:
                 self._carry_on(member, command)
         due = member.core.due
         if due is not None and (member.tick_at is None or due < member.tick_at):
@@ -559,8 +587,8 @@ class Simulation:
             self._at(due, partial(self._tick, member, member.name))
 
     def _carry_on(self, member: _Member, command: InstanceCommand) -> None:
-        """What is rare. The rest is for engines."""
-        delays = self._config.delays
+        """What is rare."""
+        delays = self._delays
         match command:
             case End(job, epoch, outcome, reason) if job in self._open and self._tracks[job].epoch == epoch:
                 self._close(job, FAILED if outcome == "invalid" else outcome, reason)
@@ -589,7 +617,10 @@ class Simulation:
             self._feed(member, Tick())
 
     def _tell_cluster(self, event: ClusterEvent) -> None:
-        self._later(self._config.delays.report, partial(self._feed_cluster, event))
+        if self._delays.report:
+            self._at(self.now + self._delays.report, partial(self._feed_cluster, event))
+        else:
+            self._feed_cluster(event)
 
     def _end(self, job: int) -> None:
         for command in self._cluster.handle(Ended(job), self.now):
@@ -627,15 +658,15 @@ class Simulation:
 
     def _begin_step(self, member: _Member, plan: StepPlan) -> None:
         """Work out when it ends, and, while the core is steady, those after it."""
-        found, core = features(plan), member.core
+        found, core = features(plan.slices), member.core
         start = max(self.now, member.free_at)
         steps = 1 if self._config.stepping else min(core.stable_for, _STRETCH_MAX)
         if steps > 1:
             steps = min(steps, self._soonest_end(core.steps[plan.seq]))
         if steps > 1:
             ends = member.pace.ends(found, steps, start)
-            member.free_at = int(ends[-1])
             self._fly(member, _Stretch(plan.seq, start, ends, found))
+            member.free_at = member.last_end
         else:
             end = max(member.last_end, start + member.cost.step_ns(found))
             member.free_at = start + member.cost.interval_ns(found)
@@ -660,46 +691,60 @@ class Simulation:
             return
         stretch = member.flights.popleft()
         stretch.alive = False
-        through = min(bisect_right(stretch.ends, self.now), len(stretch.ends) - 1)
-        rest = self._leap(member, stretch, through)
-        member.free_at = int(rest.ends[0])
-        self._fly(member, _Stretch(rest.seq, rest.start, rest.ends[:1], rest.first))
-
-    def _leap(self, member: _Member, stretch: _Stretch, count: int) -> _Stretch:
-        """The first `count` steps of a stretch are through. What is left of it."""
-        if not count:
-            return stretch
-        step = member.core.steps[stretch.seq]
-        for job, piece in zip(step.jobs, step.slices, strict=True):
-            if piece.start + piece.count >= job.known and (track := self._track(member, job)) is not None:
-                track.emit(stretch.seq, count, member.ends)
-        ends = stretch.ends[:count]
-        member.ends.frombytes(np.asarray(ends).tobytes())
-        self._see(member, stretch, ends)
-        member.core.leap(count)
-        first = features(StepPlan(0, step.slices)) if self._observer is not None else stretch.first
-        return _Stretch(stretch.seq + count, int(ends[-1]), stretch.ends[count:], first)
+        ends = stretch.ends
+        through = min(bisect_right(ends, self.now), len(ends) - 1)
+        seq, start, first = stretch.seq, stretch.start, stretch.first
+        if through:
+            self._emit(member, stretch, through)
+            self._see(member, stretch, ends[:through])
+            member.core.leap(through)
+            seq, start = seq + through, int(ends[through - 1])
+            if self._observer is not None:
+                first = features(member.core.steps[seq].slices)
+        end = int(ends[through])
+        member.free_at = end
+        self._fly(member, _Stretch(seq, start, [end], first))
 
     def _end_stretch(self, member: _Member, stretch: _Stretch) -> None:
         member.flights.popleft()
-        stretch = self._leap(member, stretch, len(stretch.ends) - 1)
-        seq = stretch.seq
-        step = member.core.steps[seq]
-        member.ends.append(self.now)
-        self._see(member, stretch, stretch.ends)
+        ends = stretch.ends
+        last = len(ends) - 1
+        ended = self._emit(member, stretch, last + 1)
+        self._see(member, stretch, ends)
+        if last:
+            member.core.leap(last)
         exceptions: list[Executed] = []
-        ended: list[int] = []
+        for track, piece in ended:
+            if not track.limited:
+                exceptions.append(Executed(piece.job, piece.count, 1, "stop"))
+            self._close(piece.job, COMPLETED, delay=self._delays.token)
+            self._end(piece.job)
+        began = int(ends[last - 1]) if last else stretch.start
+        self._feed(member, StepDone(stretch.seq + last, exceptions, self.now - began))
+
+    def _emit(self, member: _Member, stretch: _Stretch, count: int) -> list[tuple[_Track, Slice]]:
+        """The first `count` steps of a stretch are through: their tokens come. The answers that are whole with that."""
+        ended: list[tuple[_Track, Slice]] = []
+        seq, step, times = stretch.seq, member.core.steps[stretch.seq], member.ends
         for job, piece in chain(zip(step.jobs, step.slices, strict=True), step.stale.items()):
-            if piece.start + piece.count >= job.known and (track := self._track(member, job)) is not None:
-                track.emit(seq, 1, member.ends)
+            known, upto = job.known, piece.start + piece.count
+            if upto >= known:
+                tokens = count
+            elif upto + (count - 1) * piece.count >= known:  # the last of these steps is the prompt's last
+                tokens = 1
+            else:
+                continue
+            track = self._track(member, job)
+            if track is not None:
+                track.emit(seq + count - tokens, tokens, times)
                 if not track.left:
-                    ended.append(job.id)
-                    if not track.limited:
-                        exceptions.append(Executed(job.id, piece.count, 1, "stop"))
-        for number in ended:
-            self._close(number, COMPLETED, delay=self._config.delays.token)
-            self._end(number)
-        self._feed(member, StepDone(seq, exceptions, self.now - stretch.start))
+                    ended.append((track, piece))
+        ends = stretch.ends
+        if isinstance(ends, list):
+            times.extend(ends[:count])
+        else:
+            times.frombytes(ends[:count].tobytes())
+        return ended
 
     def _track(self, member: _Member, job: Job) -> _Track | None:
         """The job's track, if what this instance says of it counts: the home takes tokens of its epoch alone."""

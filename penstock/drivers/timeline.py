@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from penstock.core.features import repeated
 from penstock.core.move import MoveEnded
 from penstock.core.moves import Phase
 from penstock.core.predict import regime
-from penstock.core.step import Features, repeated
+from penstock.core.step import Features
 from penstock.drivers.sim import Times
 from penstock.metrics.record import COMPLETED, Record
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from penstock.core.step import Features, Slice, StepPlan, features
+from penstock.core.features import features
+from penstock.core.step import Features, Slice, StepPlan
 from penstock.engine.base import Engine, EngineInfo
 from penstock.engine.params import Sampling
 
@@ -72,7 +73,7 @@ class Bench:
                 self._run([piece])
         took = [self._run(slices) for slices in rounds]
         self._release()
-        return features(StepPlan(0, rounds[0])), took
+        return features(rounds[0]), took
 
     @property
     def _block(self) -> int:

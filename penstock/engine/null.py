@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.core.step import Slice, StepCost, StepPlan, features
+from penstock.core.features import features
+from penstock.core.step import Slice, StepCost, StepPlan
 from penstock.engine.base import EngineInfo, Output
 from penstock.engine.params import Sampling
 
@@ -116,7 +117,7 @@ class NullEngine:
 
     def run(self, plan: StepPlan) -> list[Output]:
         if self._sleep is not None:
-            self._sleep(self._cost.step_ns(features(plan)) / 1e9)
+            self._sleep(self._cost.step_ns(features(plan.slices)) / 1e9)
         return [output for piece in plan.slices if (output := self._execute(piece)) is not None]
 
     def _execute(self, piece: Slice) -> Output | None:

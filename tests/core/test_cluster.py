@@ -285,6 +285,7 @@ def test_without_migration_a_draining_instance_waits_for_its_jobs() -> None:
 def test_an_instance_changes_its_role() -> None:
     made = pair(pages_free=100)
     ask(made, 0, 60)
+    assert made.sums["decode"].members == 1
     assert made.handle(Rerole(0, "prefill"), 0) == [], "it has it"
     assert made.handle(Rerole(1, "prefill"), 0) == [Order(1, Assigned("prefill"))]
     assert made.sums["decode"].members == 0

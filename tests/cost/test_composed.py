@@ -14,9 +14,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from penstock.core.step import Features, repeated
+from penstock.core.features import repeated
+from penstock.core.step import Features
 from penstock.cost import hardware, kernels, models, shapes
-from penstock.cost.composed import Composed, compose, matrices
+from penstock.cost.composed import Composed, compose
+from penstock.cost.rank import matrices
 
 COSTS = Path(os.environ.get("PENSTOCK_COSTS", Path(os.environ.get("PENSTOCK_TRACES", ".")).parent / "costs"))
 GPUS = ("h200", "h100", "a100")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock.core.features import features, repeated
 from penstock.core.predict import regime
-from penstock.core.step import Features, Slice, StepPlan, features, repeated
+from penstock.core.step import Features, Slice, StepPlan
 from penstock.cost import models
 from penstock.cost.linear import Linear, fit, relative_error
 
@@ -53,7 +54,7 @@ def test_a_step_takes_at_least_a_nanosecond_and_nothing_cannot_be_fitted() -> No
 def test_features_count_the_context_that_each_position_sees() -> None:
     plan = StepPlan(0, [Slice(0, 0, 4), Slice(1, 10, 3), Slice(2, 7, 1)])
     seen = [*range(1, 5), *range(11, 14), 8]
-    assert features(plan) == Features(len(seen), sum(seen), 1, 8, 2)
+    assert features(plan.slices) == Features(len(seen), sum(seen), 1, 8, 2)
 
 
 def test_an_idle_request_takes_its_prompt_then_its_decodes() -> None:
@@ -70,9 +71,11 @@ def test_repeated_steps_have_the_features_of_their_own_plans() -> None:
         for i in range(5)
     ]
     growth = sum(n * n for n in counts)
-    assert list(repeated(features(plans[0]), growth, 5)) == [features(plan) for plan in plans]
+    assert list(repeated(features(plans[0].slices), growth, 5)) == [features(plan.slices) for plan in plans]
     cost = Linear(100.0, 10.0, 1.0, 5.0, 2.0)
-    assert cost.steps_ns(features(plans[0]), growth, 5).tolist() == [cost.step_ns(features(plan)) for plan in plans]
+    assert cost.steps_ns(features(plans[0].slices), growth, 5).tolist() == [
+        cost.step_ns(features(plan.slices)) for plan in plans
+    ]
 
 
 def test_a_cost_file_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import time
 import msgspec
 import pytest
 
-from penstock.core.step import Features, repeated
+from penstock.core.features import repeated
+from penstock.core.step import Features
 from penstock.cost.piecewise import Curve, Knots, Piecewise, fit
 
 KNOTS = Knots((1, 2, 4, 16, 64, 256), (1, 8), (4096,))

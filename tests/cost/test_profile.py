@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from penstock.core.step import Slice, StepPlan, features
+from penstock.core.features import features
+from penstock.core.step import Slice, StepPlan
 from penstock.cost import grid
 from penstock.cost.profile import Overhead, Profile, Setup
 
@@ -140,7 +141,7 @@ def test_a_grid_s_features_are_those_of_its_plans_and_stopping_early_leaves_a_sp
         for step in steps[:200]:
             each = [(start, count) for jobs, start, count in step for _ in range(jobs)]
             plan = StepPlan(0, [Slice(job, start, count) for job, (start, count) in enumerate(each)])
-            assert grid.features(step) == features(plan)
+            assert grid.features(step) == features(plan.slices)
             assert grid.size(step) <= 2048
     early = [grid.features(step) for step in STEPS[: len(STEPS) // 3]]
     assert {bool(f.decodes) + 2 * bool(f.prompts) for f in early} == {1, 2, 3}

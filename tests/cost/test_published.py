@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from penstock.core.step import Features, Slice, StepPlan, features
+from penstock.core.features import features
+from penstock.core.step import Features, Slice, StepPlan
 from penstock.cost.published import distserve, llmstation, llumnix, loongserve, neustream
 from penstock.cost.published.forms import BucketPhases, Decode, GroupPhases, Phases, PipelinePhases, Prefill, Table
 
@@ -12,12 +13,12 @@ PUBLISHED = {n: e for s in (distserve, loongserve, llumnix, neustream, llmstatio
 
 
 def prompts(*lengths: int) -> Features:
-    return features(StepPlan(0, [Slice(i, 0, n) for i, n in enumerate(lengths)]))
+    return features([Slice(i, 0, n) for i, n in enumerate(lengths)])
 
 
 def decodes(batch: int, before: int) -> Features:
     """A decode step of so many jobs, each with so many tokens of context before it."""
-    return features(StepPlan(0, [Slice(i, before, 1) for i in range(batch)]))
+    return features([Slice(i, before, 1) for i in range(batch)])
 
 
 def ms(name: str, step: Features, **fields: int) -> float:
@@ -41,7 +42,9 @@ def test_repeated_steps_take_the_very_times_of_single_ones(name: str) -> None:
             pieces = pieces[-1:]
         plan, growth = StepPlan(0, pieces), sum(p.count**2 for p in pieces)
         moved = [StepPlan(i, [Slice(p.job, p.start + i * p.count, p.count) for p in pieces]) for i in range(40)]
-        assert cost.steps_ns(features(plan), growth, 40).tolist() == [cost.step_ns(features(m)) for m in moved]
+        assert cost.steps_ns(features(plan.slices), growth, 40).tolist() == [
+            cost.step_ns(features(m.slices)) for m in moved
+        ]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -55,14 +58,14 @@ def test_every_model_says_where_it_is_from_and_takes_time(name: str) -> None:
 def test_chunks_add_up_to_the_prompt_but_for_the_bases() -> None:
     cost = Phases(Prefill(0.0, 7.0, 3.0), Decode(0.0, 0.0, 0.0))
     whole = cost.step_ns(prompts(1000))
-    parts = [features(StepPlan(0, [Slice(0, start, 250)])) for start in range(0, 1000, 250)]
+    parts = [features([Slice(0, start, 250)]) for start in range(0, 1000, 250)]
     assert sum(map(cost.step_ns, parts)) == whole == 7 * 1000 + 3 * 1000**2
 
 
 def test_a_mixed_step_takes_both_parts_less_the_smaller_base() -> None:
     cost = Phases(Prefill(100.0, 7.0, 3.0, 1.0), Decode(40.0, 5.0, 2.0))
     plan = StepPlan(0, [Slice(0, 0, 10), Slice(1, 9, 1), Slice(2, 19, 1)])
-    assert cost.step_ns(features(plan)) == (100 + 7 * 10 + 3 * 100 + 1) + (40 + 5 * 2 + 2 * 30) - 40
+    assert cost.step_ns(features(plan.slices)) == (100 + 7 * 10 + 3 * 100 + 1) + (40 + 5 * 2 + 2 * 30) - 40
 
 
 def test_the_fullest_master_sets_the_pace() -> None:

@@ -26,11 +26,12 @@ from penstock.core.events import (
     StepFailed,
     Submitted,
 )
+from penstock.core.features import features
 from penstock.core.instance import Instance
 from penstock.core.job import Job
 from penstock.core.slo import MS, Slo
 from penstock.core.spec import JobSpec, Unit
-from penstock.core.step import Slice, features
+from penstock.core.step import Slice
 from penstock.cost.linear import Linear
 from penstock.drivers.log import ClusterEntry, Header, InstanceEntry, LogWriter
 from penstock.drivers.recorded import closed_loop, gather, paths_of, set_idle, simulate
@@ -326,7 +327,7 @@ def play(path: Path, config: InstanceConfig, specs: list[JobSpec], leave_ns: dic
         writer.write(InstanceEntry(now, event, commands))
         for command in commands:
             if isinstance(command, Run):
-                start, free_at = max(now, free_at), max(now, free_at) + cost.step_ns(features(command.plan))
+                start, free_at = max(now, free_at), max(now, free_at) + cost.step_ns(features(command.plan.slices))
                 heappush(todo, (free_at, 0, StepDone(command.plan.seq, [], free_at - start)))
     writer.close()
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from penstock.core.step import Features, StepPlan, features
+from penstock.core.features import features
+from penstock.core.step import Features, StepPlan
 from penstock.cost.linear import Linear
 from penstock.engine.base import Output
 from penstock.engine.measure import Bench, Group, hardware
@@ -65,7 +66,7 @@ def test_times_are_those_of_the_step_alone() -> None:
     with Bench(engine) as bench:
         _, took = bench.measure([(2, 130, 1)], 2)
     assert all(4e-4 <= one.seconds < 0.4 for one in took)
-    assert [features(plan) for plan in engine.plans[-2:]] == [Features(2, 262, 2, 262, 0)] * 2
+    assert [features(plan.slices) for plan in engine.plans[-2:]] == [Features(2, 262, 2, 262, 0)] * 2
 
 
 def test_jobs_read_different_context_as_far_as_it_is_computed() -> None:

@@ -6,11 +6,11 @@ from penstock.core import laws
 from penstock.core.commands import Bind, Release, Run
 from penstock.core.config import InstanceConfig, Limits
 from penstock.core.events import StepDone, Submitted
+from penstock.core.features import features
 from penstock.core.instance import Instance
 from penstock.core.job import Job
 from penstock.core.slo import MS, Slo
 from penstock.core.spec import JobSpec, Unit
-from penstock.core.step import StepPlan, features
 from penstock.cost.linear import Linear
 from penstock.policies.bundles import make_instance, row
 from penstock.policies.splitfuse import peak_pages
@@ -43,7 +43,7 @@ class Bench:
     def step(self, took: float = 0.0) -> dict[int, int]:
         """Finish the step in flight, which took so many times what `COST` says; the next one as {job: positions}."""
         flying = self.instance.steps[self._seq]
-        took_ns = round(took * COST.step_ns(features(StepPlan(0, flying.slices))))
+        took_ns = round(took * COST.step_ns(features(flying.slices)))
         self.plan = {}
         self._now += took_ns
         self._take(StepDone(self._seq))
