@@ -298,7 +298,8 @@ class Instance:
         """Account for an executed step: first what did not go as planned, then the ordinary rest in one pass."""
         for result in report.except_for:
             self._settle_exception(step, result, out)
-        for job, piece in zip(step.jobs, step.slices, strict=True):
+        for at, piece in enumerate(step.slices):
+            job = step.jobs[at]
             done = job.done = job.done + piece.count
             if done >= job.share_at:
                 self._share(job, out)
@@ -480,7 +481,8 @@ class Instance:
         if not step.steady:
             return 1
         most, chunk = NEVER, None
-        for job, piece in zip(step.jobs, step.slices, strict=True):
+        for at, piece in enumerate(step.slices):
+            job = step.jobs[at]
             if chunk is not None:
                 return 1
             if job.planned < job.known:
@@ -501,7 +503,8 @@ class Instance:
     def _pages_for(self, step: Step, times: int) -> int:
         """Pages that so many more steps like this one take."""
         page, pages = self.pages.page_tokens, 0
-        for job, piece in zip(step.jobs, step.slices, strict=True):
+        for at, piece in enumerate(step.slices):
+            job = step.jobs[at]
             more = job.planned + times * piece.count - job.room
             if more > 0:
                 pages -= -more // page
@@ -513,8 +516,8 @@ class Instance:
         than `stable_for`. A simulator's way through a quiet stretch."""
         out: list[InstanceCommand] = []
         seq, step = self.steps.popitem()
-        for at, (job, piece) in enumerate(zip(step.jobs, step.slices, strict=True)):
-            moved = count * piece.count
+        for at, piece in enumerate(step.slices):
+            job, moved = step.jobs[at], count * piece.count
             job.done += moved
             job.planned += moved
             if job.planned > job.room:

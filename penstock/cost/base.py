@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.core.features import repeated
-from penstock.core.step import Features
+from penstock.core.step import Features, StepCost
 
 
 class Cost(msgspec.Struct, frozen=True, tag=True):
@@ -24,6 +24,10 @@ class Cost(msgspec.Struct, frozen=True, tag=True):
     def interval_ns(self, features: Features) -> int:
         """From the start of a step to when another, of other jobs, may start: less than `step_ns` in a pipeline."""
         return self.step_ns(features)
+
+    def ready(self) -> StepCost:
+        """Gives the same answers; to be asked often."""
+        return self
 
     def request_ns(self, prompt: int, tokens: int) -> tuple[int, int]:
         """(TTFT, TPOT) of a request alone on an idle instance, its prompt in one step."""

@@ -32,9 +32,6 @@ from penstock.cost.shapes import Shape
 if TYPE_CHECKING:
     from penstock.cost.models import CostFile
 
-#: Shorter runs of steps than this are quicker one by one.
-_VECTOR_STEPS = 8
-
 
 class Composed(Cost, frozen=True, dict=True, kw_only=True):
     """See the module. Raises ValueError for hardware without a name, for a split that the shape does not allow, and for
@@ -68,19 +65,15 @@ class Composed(Cost, frozen=True, dict=True, kw_only=True):
 
     def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
         """See `StepCost`: as `step_ns`, with arrays."""
-        if count < _VECTOR_STEPS:
-            return Cost.steps_ns(self, first, growth, count)
         return self._rank.steps_ns(first, growth, count)
 
     def interval_ns(self, features: Features) -> int:
         """See `StepCost`: the slowest stage, with what it sends on. The output layer is the last stage's."""
-        if self.pp == 1:
-            return self.step_ns(features)
-        rank, rows = self._rank, features.decodes + features.prompts
-        layer = rank.linear_ns(features.new) + rank.attention_ns(features)
-        first, last = (layers * layer for layers, _ in (rank.stages[0], rank.stages[-1]))
-        slowest = max(first + rank.send_ns(features.new), last + rank.output_ns(rows))
-        return max(1, round(self.overhead_ns + self.per_job_ns * rows + self.fudge * slowest))
+        return self._rank.interval_ns(features)
+
+    def ready(self) -> Rank:
+        """See `Cost`."""
+        return self._rank
 
     @cached_property
     def _rank(self) -> Rank:

@@ -51,12 +51,15 @@ class Line:
 
 
 class Rank:
-    """One GPU of a `Composed`, and what it has computed so far. Times are of one layer, without fudge, unless said."""
+    """One GPU of a `Composed`, and what it has computed so far; a `StepCost`. Times are of one layer, without fudge,
+    unless said."""
 
     def __init__(self, cost: "Composed") -> None:
         self._tp, self._pp, self._fudge = cost.tp, cost.pp, cost.fudge
         self._overhead_ns, self._per_job_ns, self._kernel_ns = cost.overhead_ns, cost.per_job_ns, cost.kernel_ns
         self._shape = shape = cost.shape
+        #: So many times what a layer takes.
+        self._layers: float = cost.fudge * shape.layers
         self._hardware = hardwares.named(cost.hardware)
         self._kernels = kernels.load(self._hardware)
         self._heads, self._kv_heads = shape.heads // cost.tp, max(1, shape.kv_heads // cost.tp)
@@ -75,15 +78,25 @@ class Rank:
     def step_ns(self, features: Features) -> int:
         """A whole step through all stages, at least 1."""
         fixed = self.fixed_ns(features.new, features.decodes + features.prompts)
-        ns = round(fixed + self._fudge * self._shape.layers * self.attention_ns(features))
+        ns = round(fixed + self._layers * self.attention_ns(features))
         return ns if ns > 0 else 1
 
     def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
         """The same for each of `core.features.repeated`."""
         fixed = self.fixed_ns(first.new, first.decodes + first.prompts)
-        ns = np.rint(fixed + self._fudge * self._shape.layers * self.attentions_ns(first, growth, count))
+        ns = np.rint(fixed + self._layers * self.attentions_ns(first, growth, count))
         whole: npt.NDArray[np.int64] = np.maximum(ns, 1).astype(np.int64)
         return whole
+
+    def interval_ns(self, features: Features) -> int:
+        """See `StepCost`: the slowest stage, with what it sends on. The output layer is the last stage's."""
+        if self._pp == 1:
+            return self.step_ns(features)
+        rows = features.decodes + features.prompts
+        layer = self.linear_ns(features.new) + self.attention_ns(features)
+        first, last = self.stages[0][0] * layer, self.stages[-1][0] * layer
+        slowest = max(first + self.send_ns(features.new), last + self.output_ns(rows))
+        return max(1, round(self._overhead_ns + self._per_job_ns * rows + self._fudge * slowest))
 
     def fixed_ns(self, new: int, rows: int) -> float:
         """A whole step but for attention, overheads and fudge included."""

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from heapq import heappop, heappush
-from itertools import accumulate, chain, islice, repeat
+from itertools import chain, islice, repeat
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +79,7 @@ from penstock.core.move import (
 from penstock.core.slo import SECOND
 from penstock.core.spec import JobSpec, Unit
 from penstock.core.step import Features, Slice, StepCost, StepPlan
+from penstock.cost.base import Cost
 from penstock.drivers.link import Link
 from penstock.drivers.scenario import Failure, MemberConfig, SimConfig
 from penstock.metrics.record import CANCELLED, COMPLETED, FAILED, REJECTED, Record
@@ -115,7 +116,7 @@ class Observer(Protocol):
 class _Track:
     """What the driver knows of a job on an instance: how long its answer is, and when its tokens came."""
 
-    __slots__ = ("ends", "epoch", "first", "left", "limited", "member", "past", "tokens", "upto")
+    __slots__ = ("ends", "epoch", "first", "first_ns", "last_ns", "left", "limited", "member", "past", "tokens", "upto")
 
     def __init__(self, request: Request, member: "_Member") -> None:
         self.member = member
@@ -127,7 +128,10 @@ class _Track:
         self.left = request.output_tokens
         #: Whether the core ends it, at its limit.
         self.limited = _limit(request) == self.left
-        #: The run of tokens, one a step, that goes on: ends of an instance's steps, the first, the one after the last.
+        #: When the first token and the last so far came.
+        self.first_ns = self.last_ns = -1
+        #: Where every token's time is kept, the run of tokens, one a step, that goes on: ends of an instance's steps,
+        #: the first, the one after the last.
         self.ends: array[int] | None = None
         self.first = self.upto = 0
         #: Those before it.
@@ -138,19 +142,18 @@ class _Track:
         """Tokens so far."""
         return self.tokens - self.left
 
-    @property
-    def runs(self) -> list[tuple["array[int]", int, int]]:
-        """All runs: (ends of an instance's steps, the first, the one after the last)."""
-        return self.past if self.ends is None else [*self.past, (self.ends, self.first, self.upto)]
-
-    def emit(self, seq: int, count: int, ends: "array[int]") -> None:
-        """A token at the end of each of `count` steps from `seq` on; `ends`: those of the instance."""
-        self.left -= count
+    def keep(self, seq: int, count: int, ends: "array[int]") -> None:
+        """A token came at the end of each of `count` steps from `seq` on; `ends`: those of the instance."""
         if self.upto != seq or self.ends is not ends:
             if self.ends is not None:
                 self.past.append((self.ends, self.first, self.upto))
             self.ends, self.first = ends, seq
         self.upto = seq + count
+
+    def times_ns(self) -> list[int]:
+        """Of every token."""
+        runs = self.past if self.ends is None else [*self.past, (self.ends, self.first, self.upto)]
+        return list(chain.from_iterable([ends[first:upto] for ends, first, upto in runs]))
 
 
 class _Stretch:
@@ -181,8 +184,11 @@ class _Pace:
         if first.new > jobs or jobs > _JOBS_REMEMBERED:
             growth = jobs + (first.new - jobs) ** 2
             if count < _VECTOR_STEPS:
-                durations = map(self._cost.step_ns, repeated(first, growth, count))
-                return list(accumulate(durations, initial=start))[1:]
+                few, end = [], start
+                for one in repeated(first, growth, count):
+                    end += self._cost.step_ns(one)
+                    few.append(end)
+                return few
             ends: Times = self._cost.steps_ns(first, growth, count).cumsum() + start
             return ends
         before, odd = divmod(first.decode_context, jobs)
@@ -191,7 +197,7 @@ class _Pace:
             room = max(4096, 2 * (before + count))
             times = self._cost.steps_ns(Features(jobs, odd, jobs, odd), jobs, room)
             totals = self._totals[jobs, odd] = np.concatenate([[0], times.cumsum()])
-        shifted: Times = totals[before + 1 : before + count + 1] + (start - totals[before])
+        shifted: Times = totals[before + 1 : before + count + 1] + (start - totals.item(before))
         return shifted
 
 
@@ -244,8 +250,9 @@ class Simulation:
     ) -> None:
         """`costs`: how long steps take on each member, or on all."""
         self._config = config
-        self._delays = config.delays
+        self._delays, self._every_token = config.delays, config.every_token
         each = list(costs) if isinstance(costs, Sequence) else [costs] * len(config.members)
+        each = [cost.ready() if isinstance(cost, Cost) else cost for cost in each]
         self._cluster = make_cluster(config.cluster)
         self._network = Link(config.move_bytes_per_s)
         #: Pulls under way, by number: who pulls, and what.
@@ -402,10 +409,10 @@ class Simulation:
         self._feed_cluster(Tick())
 
     def _carry_out(self, command: ClusterCommand) -> None:
+        if isinstance(command, Dispatch):
+            return self._dispatch(command.spec, command.instance, 0)
         delay = self._delays.dispatch
         match command:
-            case Dispatch(spec, instance):
-                self._dispatch(spec, instance, 0)
             case Refuse(job, reason, _):
                 self._close(job, REJECTED, reason)
             case Lost(job, _):
@@ -482,7 +489,7 @@ class Simulation:
         track, record = self._tracks.pop(job, None), self._records[job]
         record.outcome, record.error, record.end_ns = outcome, error, self.now + delay
         self.over.append(record)
-        if track is not None and track.ends is not None:
+        if track is not None and track.emitted:
             self._write_times(record, track)
         session = self._requests[job].session
         if session and self._turns[session]:
@@ -493,15 +500,15 @@ class Simulation:
             self._at(at, partial(self._arrive, number, False))
 
     def _write_times(self, record: Record, track: _Track) -> None:
-        delay, runs = self._delays.token, track.runs
-        if self._config.every_token:
-            parts = [ends[first:upto] for ends, first, upto in runs]
-            times = parts[0] if len(parts) == 1 else array("q", chain.from_iterable(parts))
-            record.times_ns = (np.frombuffer(times, np.int64) + delay).tolist() if delay else times.tolist()
-            return
-        (first_ends, first, _), (last_ends, _, upto) = runs[0], runs[-1]
-        record.times_ns = [first_ends[first] + delay, last_ends[upto - 1] + delay][: track.emitted]
-        record.counts = [1, track.emitted - 1][: track.emitted]
+        delay = self._delays.token
+        if self._every_token:
+            times = track.times_ns()
+            record.times_ns = [at + delay for at in times] if delay else times
+        elif track.emitted > 1:
+            record.times_ns = [track.first_ns + delay, track.last_ns + delay]
+            record.counts = [1, track.emitted - 1]
+        else:
+            record.times_ns, record.counts = [track.first_ns + delay], [1]
 
     # -- instances ---------------------------------------------------------------------------------------------
 
@@ -575,11 +582,13 @@ class Simulation:
     def _feed(self, member: _Member, event: InstanceEvent) -> None:
         self._catch_up(member)
         for command in member.core.handle(event, self.now):
+            if type(command) in _ENGINES:
+                continue
             if isinstance(command, Run):
                 self._begin_step(member, command.plan)
             elif isinstance(command, Report):
                 self._tell_cluster(Reported(member.name, command.load))
-            elif type(command) not in _ENGINES:
+            else:
                 self._carry_on(member, command)
         due = member.core.due
         if due is not None and (member.tick_at is None or due < member.tick_at):
@@ -675,9 +684,12 @@ class Simulation:
     def _soonest_end(self, step: Step) -> int:
         """How many steps like this one until an answer ends."""
         soonest = _STRETCH_MAX
-        for job, piece in zip(step.jobs, step.slices, strict=True):
-            if piece.start + piece.count >= job.known and job.id in self._tracks:
-                soonest = min(soonest, self._tracks[job.id].left)
+        for at, piece in enumerate(step.slices):
+            job = step.jobs[at]
+            if piece.start + piece.count >= job.known:
+                track = self._tracks.get(job.id)
+                if track is not None and track.left < soonest:
+                    soonest = track.left
         return soonest
 
     def _fly(self, member: _Member, stretch: _Stretch) -> None:
@@ -724,27 +736,47 @@ class Simulation:
 
     def _emit(self, member: _Member, stretch: _Stretch, count: int) -> list[tuple[_Track, Slice]]:
         """The first `count` steps of a stretch are through: their tokens come. The answers that are whole with that."""
-        ended: list[tuple[_Track, Slice]] = []
-        seq, step, times = stretch.seq, member.core.steps[stretch.seq], member.ends
-        for job, piece in chain(zip(step.jobs, step.slices, strict=True), step.stale.items()):
-            known, upto = job.known, piece.start + piece.count
-            if upto >= known:
-                tokens = count
-            elif upto + (count - 1) * piece.count >= known:  # the last of these steps is the prompt's last
-                tokens = 1
+        whole: list[tuple[_Track, Slice]] = []
+        step, ends = member.core.steps[stretch.seq], stretch.ends
+        upto, last_ns = stretch.seq + count, int(ends[count - 1])
+        for at, piece in enumerate(step.slices):
+            self._emit_one(member, step.jobs[at], piece, ends, count, upto, last_ns, whole)
+        for job, piece in step.stale.items():
+            self._emit_one(member, job, piece, ends, count, upto, last_ns, whole)
+        if self._every_token:
+            if isinstance(ends, list):
+                member.ends.extend(ends[:count])
             else:
-                continue
-            track = self._track(member, job)
-            if track is not None:
-                track.emit(seq + count - tokens, tokens, times)
-                if not track.left:
-                    ended.append((track, piece))
-        ends = stretch.ends
-        if isinstance(ends, list):
-            times.extend(ends[:count])
-        else:
-            times.frombytes(ends[:count].tobytes())
-        return ended
+                member.ends.frombytes(ends[:count].tobytes())
+        return whole
+
+    def _emit_one(
+        self,
+        member: _Member,
+        job: Job,
+        piece: Slice,
+        ends: Times,
+        count: int,
+        upto: int,
+        last_ns: int,
+        whole: list[tuple[_Track, Slice]],
+    ) -> None:
+        tokens, many = count, piece.count
+        if piece.start + many < job.known:  # of a prompt, the last step alone may emit
+            if piece.start + count * many < job.known:
+                return
+            tokens = 1
+        track = self._track(member, job)
+        if track is None:
+            return
+        if track.first_ns < 0:
+            track.first_ns = int(ends[count - tokens])
+        track.last_ns = last_ns
+        track.left -= tokens
+        if self._every_token:
+            track.keep(upto - tokens, tokens, member.ends)
+        if not track.left:
+            whole.append((track, piece))
 
     def _track(self, member: _Member, job: Job) -> _Track | None:
         """The job's track, if what this instance says of it counts: the home takes tokens of its epoch alone."""
