@@ -10,6 +10,7 @@ policy ranks a report with one number, and the cluster keeps instances in that o
 """
 
 from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -272,7 +273,7 @@ class Cluster:
         #: Jobs that want to go on elsewhere and found no room, in order; and how many went before the first of them.
         self._asks: dict[int, Asked] = {}
         #: Jobs that ended last.
-        self._over: dict[int, None] = {}
+        self._over: OrderedDict[int, None] = OrderedDict()
         self._overtaken = 0
         #: Those that are to be emptied.
         self._draining: dict[int, Member] = {}
@@ -427,7 +428,7 @@ class Cluster:
         self._held.pop(event.job, None)
         self._over[event.job] = None
         if len(self._over) > _OVER_MOST:
-            del self._over[next(iter(self._over))]
+            self._over.popitem(last=False)
 
     def _unask(self, job: int) -> None:
         if self._asks and job == next(iter(self._asks)):

@@ -9,6 +9,7 @@ A node that no job uses is idle. The deepest goes first: whoever uses a node use
 idle before its children, and the order in which nodes became idle is an order in which they can be evicted.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 
@@ -33,8 +34,9 @@ class Prefixes:
         self.root = Node([], None, 1)
         #: Blocks in the tree.
         self.blocks = 0
-        #: Nodes without a user, the next to be evicted first, and their blocks.
-        self.idle: dict[Node, None] = {}
+        #: Nodes without a user, the next to be evicted first, and their blocks. Its ends are used up one after the
+        #: other, which makes the first of a plain dict slow to find.
+        self.idle: OrderedDict[Node, None] = OrderedDict()
         self.idle_blocks = 0
 
     def match(self, keys: Sequence[int], node: Node, at: int, limit: int) -> tuple[int, int]:

@@ -90,10 +90,10 @@ from penstock.workload.trace import Request
 Times = list[int] | npt.NDArray[np.int64]
 
 #: Up to so many jobs a step, the times of steps that only decode are remembered.
-_JOBS_REMEMBERED = 8
+_JOBS_REMEMBERED = 3
 
 #: Fewer steps than this are quicker one by one.
-_VECTOR_STEPS = 8
+_VECTOR_STEPS = 16
 
 #: The most steps that are computed in one go: more would often be in vain, as an event cuts them short.
 _STRETCH_MAX = 512
@@ -157,16 +157,26 @@ class _Track:
 
 
 class _Stretch:
-    """Steps in a row, from `seq` on, that will end at these times unless an event cuts it short."""
+    """Steps in a row, from `seq` on, that will end at `base` and these times, unless an event cuts it short."""
 
-    __slots__ = ("alive", "ends", "first", "seq", "start")
+    __slots__ = ("alive", "base", "first", "seq", "start", "times")
 
-    def __init__(self, seq: int, start: int, ends: Times, first: Features) -> None:
+    def __init__(self, seq: int, start: int, base: int, times: Times, first: Features) -> None:
         self.seq = seq
         self.start = start
-        self.ends = ends
+        self.base = base
+        self.times = times
         self.first = first
         self.alive = True
+
+    def end(self, step: int) -> int:
+        """When a step of it ends, the first being 0."""
+        return self.base + int(self.times[step])
+
+    def ends(self, count: int) -> Times:
+        """When the first `count` steps end."""
+        times = self.times[:count]
+        return [self.base + time for time in times] if isinstance(times, list) else times + self.base
 
 
 class _Pace:
@@ -178,27 +188,25 @@ class _Pace:
         #: (jobs, context modulo jobs) -> time from no context to so many steps later.
         self._totals: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
-    def ends(self, first: Features, count: int, start: int) -> Times:
-        """Ends of `count` steps, of which at most one slice is a part of a prompt."""
+    def stretch(self, seq: int, start: int, first: Features, count: int) -> _Stretch:
+        """Of `count` steps, of which at most one slice is a part of a prompt."""
         jobs = first.decodes
         if first.new > jobs or jobs > _JOBS_REMEMBERED:
             growth = jobs + (first.new - jobs) ** 2
-            if count < _VECTOR_STEPS:
-                few, end = [], start
-                for one in repeated(first, growth, count):
-                    end += self._cost.step_ns(one)
-                    few.append(end)
-                return few
-            ends: Times = self._cost.steps_ns(first, growth, count).cumsum() + start
-            return ends
+            if count >= _VECTOR_STEPS:
+                return _Stretch(seq, start, start, self._cost.steps_ns(first, growth, count).cumsum(), first)
+            few, end = [], 0
+            for one in repeated(first, growth, count):
+                end += self._cost.step_ns(one)
+                few.append(end)
+            return _Stretch(seq, start, start, few, first)
         before, odd = divmod(first.decode_context, jobs)
         totals = self._totals.get((jobs, odd))
         if totals is None or len(totals) <= before + count:
             room = max(4096, 2 * (before + count))
-            times = self._cost.steps_ns(Features(jobs, odd, jobs, odd), jobs, room)
-            totals = self._totals[jobs, odd] = np.concatenate([[0], times.cumsum()])
-        shifted: Times = totals[before + 1 : before + count + 1] + (start - totals.item(before))
-        return shifted
+            durations = self._cost.steps_ns(Features(jobs, odd, jobs, odd), jobs, room)
+            totals = self._totals[jobs, odd] = np.concatenate([[0], durations.cumsum()])
+        return _Stretch(seq, start, start - totals.item(before), totals[before + 1 : before + count + 1], first)
 
 
 class _Member:
@@ -673,13 +681,12 @@ class Simulation:
         if steps > 1:
             steps = min(steps, self._soonest_end(core.steps[plan.seq]))
         if steps > 1:
-            ends = member.pace.ends(found, steps, start)
-            self._fly(member, _Stretch(plan.seq, start, ends, found))
+            self._fly(member, member.pace.stretch(plan.seq, start, found, steps))
             member.free_at = member.last_end
         else:
             end = max(member.last_end, start + member.cost.step_ns(found))
             member.free_at = start + member.cost.interval_ns(found)
-            self._fly(member, _Stretch(plan.seq, start, [end], found))
+            self._fly(member, _Stretch(plan.seq, start, end, [0], found))
 
     def _soonest_end(self, step: Step) -> int:
         """How many steps like this one until an answer ends."""
@@ -694,60 +701,58 @@ class Simulation:
 
     def _fly(self, member: _Member, stretch: _Stretch) -> None:
         member.flights.append(stretch)
-        member.last_end = int(stretch.ends[-1])
+        member.last_end = stretch.end(-1)
         heappush(self._heap, (member.last_end, 0, member.index, stretch.seq, stretch))
 
     def _catch_up(self, member: _Member) -> None:
         """Bring the core to now and cut its stretch short: of what is to come, only the step in flight is sure."""
-        if not member.flights or len(member.flights[0].ends) == 1:
+        if not member.flights or len(member.flights[0].times) == 1:
             return
         stretch = member.flights.popleft()
         stretch.alive = False
-        ends = stretch.ends
-        through = min(bisect_right(ends, self.now), len(ends) - 1)
+        times = stretch.times
+        through = min(bisect_right(times, self.now - stretch.base), len(times) - 1)
         seq, start, first = stretch.seq, stretch.start, stretch.first
         if through:
             self._emit(member, stretch, through)
-            self._see(member, stretch, ends[:through])
             member.core.leap(through)
-            seq, start = seq + through, int(ends[through - 1])
+            seq, start = seq + through, stretch.end(through - 1)
             if self._observer is not None:
                 first = features(member.core.steps[seq].slices)
-        end = int(ends[through])
-        member.free_at = end
-        self._fly(member, _Stretch(seq, start, [end], first))
+        end = member.free_at = stretch.end(through)
+        self._fly(member, _Stretch(seq, start, end, [0], first))
 
     def _end_stretch(self, member: _Member, stretch: _Stretch) -> None:
         member.flights.popleft()
-        ends = stretch.ends
-        last = len(ends) - 1
-        ended = self._emit(member, stretch, last + 1)
-        self._see(member, stretch, ends)
+        last = len(stretch.times) - 1
+        whole = self._emit(member, stretch, last + 1)
         if last:
             member.core.leap(last)
         exceptions: list[Executed] = []
-        for track, piece in ended:
+        for track, piece in whole:
             if not track.limited:
                 exceptions.append(Executed(piece.job, piece.count, 1, "stop"))
             self._close(piece.job, COMPLETED, delay=self._delays.token)
             self._end(piece.job)
-        began = int(ends[last - 1]) if last else stretch.start
+        began = stretch.end(last - 1) if last else stretch.start
         self._feed(member, StepDone(stretch.seq + last, exceptions, self.now - began))
 
     def _emit(self, member: _Member, stretch: _Stretch, count: int) -> list[tuple[_Track, Slice]]:
         """The first `count` steps of a stretch are through: their tokens come. The answers that are whole with that."""
         whole: list[tuple[_Track, Slice]] = []
-        step, ends = member.core.steps[stretch.seq], stretch.ends
-        upto, last_ns = stretch.seq + count, int(ends[count - 1])
+        step, last_ns = member.core.steps[stretch.seq], stretch.end(count - 1)
         for at, piece in enumerate(step.slices):
-            self._emit_one(member, step.jobs[at], piece, ends, count, upto, last_ns, whole)
+            self._emit_one(member, step.jobs[at], piece, stretch, count, last_ns, whole)
         for job, piece in step.stale.items():
-            self._emit_one(member, job, piece, ends, count, upto, last_ns, whole)
-        if self._every_token:
+            self._emit_one(member, job, piece, stretch, count, last_ns, whole)
+        if self._every_token or self._observer is not None:
+            ends = stretch.ends(count)
             if isinstance(ends, list):
-                member.ends.extend(ends[:count])
+                member.ends.extend(ends)
             else:
-                member.ends.frombytes(ends[:count].tobytes())
+                member.ends.frombytes(ends.tobytes())
+            if self._observer is not None:
+                self._observer.steps(member.index, stretch.start, ends, stretch.first)
         return whole
 
     def _emit_one(
@@ -755,9 +760,8 @@ class Simulation:
         member: _Member,
         job: Job,
         piece: Slice,
-        ends: Times,
+        stretch: _Stretch,
         count: int,
-        upto: int,
         last_ns: int,
         whole: list[tuple[_Track, Slice]],
     ) -> None:
@@ -770,11 +774,11 @@ class Simulation:
         if track is None:
             return
         if track.first_ns < 0:
-            track.first_ns = int(ends[count - tokens])
+            track.first_ns = stretch.end(count - tokens)
         track.last_ns = last_ns
         track.left -= tokens
         if self._every_token:
-            track.keep(upto - tokens, tokens, member.ends)
+            track.keep(stretch.seq + count - tokens, tokens, member.ends)
         if not track.left:
             whole.append((track, piece))
 
@@ -782,11 +786,6 @@ class Simulation:
         """The job's track, if what this instance says of it counts: the home takes tokens of its epoch alone."""
         track = self._tracks.get(job.id)
         return track if track is not None and track.member is member and track.epoch == job.epoch else None
-
-    def _see(self, member: _Member, stretch: _Stretch, ends: Times) -> None:
-        """The first steps of a stretch are through."""
-        if self._observer is not None:
-            self._observer.steps(member.index, stretch.start, ends, stretch.first)
 
 
 def _unserved(number: int, request: Request) -> Record:
