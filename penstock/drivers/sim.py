@@ -18,12 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from heapq import heappop, heappush
-from itertools import chain, islice, repeat
-from typing import Protocol
+from itertools import chain
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from penstock.core.cluster import Cluster
 from penstock.core.commands import (
     Bind,
     ClusterCommand,
@@ -111,6 +112,13 @@ class Observer(Protocol):
 
     def moved(self, instance: int, to: int | None, ended: MoveEnded, now_ns: int) -> None:
         """A move from an instance is over by now; `to` is None where the other one is gone."""
+
+
+class Handle(Protocol):
+    """Feeds a core in its driver's place: who times, counts or logs what cores decide."""
+
+    def __call__(self, core: Instance | Cluster, event: Any, now: int) -> list[Any]:
+        """What `core.handle` returned."""
 
 
 class _Track:
@@ -254,9 +262,15 @@ class Simulation:
     """One run. `run` may be called once."""
 
     def __init__(
-        self, config: SimConfig, costs: StepCost | Sequence[StepCost], observer: Observer | None = None
+        self,
+        config: SimConfig,
+        costs: StepCost | Sequence[StepCost],
+        observer: Observer | None = None,
+        handle: Handle | None = None,
     ) -> None:
-        """`costs`: how long steps take on each member, or on all."""
+        """`costs`: how long steps take on each member, or on all. `handle`: see there; a leap over a quiet stretch does
+        not go through it."""
+        self._handle = handle
         self._config = config
         self._delays, self._every_token = config.delays, config.every_token
         each = list(costs) if isinstance(costs, Sequence) else [costs] * len(config.members)
@@ -403,8 +417,13 @@ class Simulation:
         else:
             act()
 
+    def _ask_cluster(self, event: ClusterEvent) -> list[ClusterCommand]:
+        if self._handle is not None:
+            return self._handle(self._cluster, event, self.now)
+        return self._cluster.handle(event, self.now)
+
     def _feed_cluster(self, event: ClusterEvent) -> None:
-        for command in self._cluster.handle(event, self.now):
+        for command in self._ask_cluster(event):
             self._carry_out(command)
         due = self._cluster.due
         busy = bool(self._open or self._coming)
@@ -471,7 +490,7 @@ class Simulation:
         word: InstanceEvent = Switched(job, command.epoch)
         if command.to in self._named:
             self.moves += 1
-            self._cluster.handle(Moved(job, command.to), self.now)
+            self._ask_cluster(Moved(job, command.to))
             self._dispatch(self._spec(job), command.to, command.move)
         else:
             word = Cancelled(job, command.epoch)
@@ -589,7 +608,9 @@ class Simulation:
 
     def _feed(self, member: _Member, event: InstanceEvent) -> None:
         self._catch_up(member)
-        for command in member.core.handle(event, self.now):
+        core = member.core
+        commands = core.handle(event, self.now) if self._handle is None else self._handle(core, event, self.now)
+        for command in commands:
             if type(command) in _ENGINES:
                 continue
             if isinstance(command, Run):
@@ -598,7 +619,7 @@ class Simulation:
                 self._tell_cluster(Reported(member.name, command.load))
             else:
                 self._carry_on(member, command)
-        due = member.core.due
+        due = core.due
         if due is not None and (member.tick_at is None or due < member.tick_at):
             member.tick_at = due
             self._at(due, partial(self._tick, member, member.name))
@@ -640,7 +661,7 @@ class Simulation:
             self._feed_cluster(event)
 
     def _end(self, job: int) -> None:
-        for command in self._cluster.handle(Ended(job), self.now):
+        for command in self._ask_cluster(Ended(job)):
             self._carry_out(command)
 
     def _begin_pull(self, puller: int, pull: Pull) -> None:
@@ -809,7 +830,10 @@ def _keys(request: Request, block_tokens: int) -> tuple[int, ...]:
     blocks = request.prompt_tokens // block_tokens
     if parts == 1:
         return request.hash_ids[:blocks]
-    return tuple(islice(chain.from_iterable(map(_parts, request.hash_ids, repeat(parts))), blocks))
+    names: list[int] = []
+    for block in request.hash_ids:
+        names.extend(_parts(block, parts))
+    return tuple(names[:blocks])
 
 
 @lru_cache(1 << 16)

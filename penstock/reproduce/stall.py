@@ -6,14 +6,15 @@ all, decisions queue: the measured ones are put through a single queue in the or
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from penstock.core.commands import InstanceCommand
-from penstock.core.events import InstanceEvent, StepDone
+from penstock.core.cluster import Cluster
+from penstock.core.events import StepDone
+from penstock.core.instance import Instance
 from penstock.drivers.deployment import Deployment, lay_out
 from penstock.drivers.sim import Simulation
 from penstock.reproduce import twin
@@ -32,11 +33,12 @@ def measure(figure: Figure, row: str, change: Mapping[str, Any], seed: int) -> N
     load = figure.load_of(row, change)
     asked = twin.requests(load, load.rate, load.requests, load.cv, seed)
     laid = lay_out(deployment)
-    simulation = _Timed(msgspec.structs.replace(laid.sim, stepping=True, every_token=False), laid.costs)
-    simulation.run(asked)
+    timer = _Timer()
+    config = msgspec.structs.replace(laid.sim, stepping=True, every_token=False)
+    Simulation(config, laid.costs, handle=timer).run(asked)
     began_ns = round(_WARM * asked[-1].arrival_s * 1e9)
     until_ns = round(asked[-1].arrival_s * 1e9)
-    took = [(at, ns) for at, ns in simulation.took if began_ns <= at <= until_ns]
+    took = [(at, ns) for at, ns in timer.took if began_ns <= at <= until_ns]
     stalls = _queued(took) if central else [ns for _, ns in took]
     busy = sum(ns for _, ns in took) / max(1, until_ns - began_ns)
     return Numbers(
@@ -47,7 +49,7 @@ def measure(figure: Figure, row: str, change: Mapping[str, Any], seed: int) -> N
             "decision_p50_us": float(np.median([ns for _, ns in took])) / 1e3,
             "cores_busy": busy,
             "steps": float(len(took)),
-            "cluster_us_per_request": simulation.cluster_ns / 1e3 / len(asked),
+            "cluster_us_per_request": timer.cluster_ns / 1e3 / len(asked),
         }
     )
 
@@ -61,29 +63,20 @@ def _queued(took: list[tuple[int, int]]) -> list[int]:
     return stalls
 
 
-class _Timed(Simulation):
-    """Notes the CPU time of decisions: (when, ns) for those that follow a step."""
+class _Timer:
+    """Feeds cores and notes the CPU time of their decisions: (when, ns) for those of instances that follow a step."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self) -> None:
         self.took: list[tuple[int, int]] = []
         self.cluster_ns = 0
-        for member in self.members:
-            member.core.handle = self._timed(member.core.handle)  # type: ignore[assignment, method-assign]
 
-    def _timed(
-        self, handle: Callable[[InstanceEvent, int], list[InstanceCommand]]
-    ) -> Callable[[InstanceEvent, int], list[InstanceCommand]]:
-        def timed(event: InstanceEvent, now: int) -> list[InstanceCommand]:
-            began = time.thread_time_ns()
-            commands = handle(event, now)
-            if isinstance(event, StepDone):
-                self.took.append((now, time.thread_time_ns() - began))
-            return commands
-
-        return timed
-
-    def _feed_cluster(self, event: Any) -> None:
+    def __call__(self, core: Instance | Cluster, event: Any, now: int) -> list[Any]:
+        """See `sim.Handle`."""
         began = time.thread_time_ns()
-        super()._feed_cluster(event)
-        self.cluster_ns += time.thread_time_ns() - began
+        commands = core.handle(event, now)
+        ns = time.thread_time_ns() - began
+        if isinstance(core, Cluster):
+            self.cluster_ns += ns
+        elif isinstance(event, StepDone):
+            self.took.append((now, ns))
+        return commands

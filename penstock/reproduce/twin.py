@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from penstock.core.commands import InstanceCommand, Release
-from penstock.core.events import InstanceEvent
+from penstock.core.cluster import Cluster
+from penstock.core.commands import Release, Run
+from penstock.core.instance import Instance
 from penstock.core.move import MoveEnded, Pull, Pulled
 from penstock.core.slo import MS, SECOND, Slo
-from penstock.core.step import Features, StepPlan
+from penstock.core.step import Features
 from penstock.drivers.deployment import Deployment, lay_out
 from penstock.drivers.sim import Simulation, Times
 from penstock.metrics.record import COMPLETED, Record
@@ -51,14 +52,14 @@ def run(
     """Serve them in the twin. `blind`: it is not told who is urgent."""
     watched = Watched(deployment, stages)
     alike = [msgspec.structs.replace(request, priority=0) for request in asked] if blind else asked
-    records = watched.run(alike)
+    records = watched.simulation.run(alike)
     found = of_records(records, slo, scales)
     end_ns = round(asked[-1].arrival_s * SECOND) or 1
     values = found.values | {
         "preemptions": float(len(watched.preempted)),
         "loss_s": watched.loss_ns(records) / SECOND / len(records),
-        "moves": float(watched.moves),
-        "instances": watched.instance_ns(0, end_ns) / end_ns,
+        "moves": float(watched.simulation.moves),
+        "instances": watched.simulation.instance_ns(0, end_ns) / end_ns,
         "fragmented_mean": watched.seen.fragmented,
         "steps": float(watched.seen.count),
     }
@@ -121,14 +122,14 @@ class _Seen:
             self.switched.add(ended.job)
 
 
-class Watched(Simulation):
-    """A run that notes when jobs are preempted, and where they are."""
+class Watched:
+    """A run of which is noted when jobs are preempted, and where they are."""
 
     def __init__(self, deployment: Deployment, stages: bool = False) -> None:
         laid = lay_out(deployment)
         self.seen = _Seen()
-        super().__init__(laid.sim, laid.costs, self.seen)
-        self.seen.members = self.members
+        self.simulation = Simulation(laid.sim, laid.costs, self.seen, self._handle)
+        self.seen.members = self.simulation.members
         #: (job, when).
         self.preempted: list[tuple[int, int]] = []
         self._stages = stages
@@ -138,28 +139,25 @@ class Watched(Simulation):
         self._pulling: dict[tuple[int, int], tuple[int, int]] = {}
         self.pulled: dict[int, list[tuple[int, int]]] = {}
 
-    def _carry_on(self, member: Any, command: InstanceCommand) -> None:
-        if isinstance(command, Release) and not command.forget:
-            self.preempted.append((command.job, self.now))
-        super()._carry_on(member, command)
-
-    def _begin_pull(self, puller: int, pull: Pull) -> None:
-        if self._stages:
-            self._pulling[puller, pull.move] = pull.job, self.now - self._config.delays.pull
-        super()._begin_pull(puller, pull)
-
-    def _bring(self, instance: int, event: InstanceEvent) -> None:
+    def _handle(self, core: Instance | Cluster, event: Any, now: int) -> list[Any]:
+        """See `sim.Handle`."""
+        commands: list[Any] = core.handle(event, now)
+        if isinstance(core, Cluster):
+            return commands
         if self._stages and isinstance(event, Pulled):
-            job, since = self._pulling.pop((instance, event.move))
-            self.pulled.setdefault(job, []).append((since, self.now))
-        super()._bring(instance, event)
-
-    def _begin_step(self, member: Any, plan: StepPlan) -> None:
-        if self._stages:
-            start = max(self.now, member.free_at)
-            for job in member.core.steps[plan.seq].jobs:
-                self._begun.setdefault(job.id, {}).setdefault(member.index, start)
-        super()._begin_step(member, plan)
+            job, since = self._pulling.pop((core.number, event.move))
+            self.pulled.setdefault(job, []).append((since, now))
+        for command in commands:
+            if isinstance(command, Release) and not command.forget:
+                self.preempted.append((command.job, now))
+            elif self._stages and isinstance(command, Pull):
+                self._pulling[core.number, command.move] = command.job, now
+            elif self._stages and isinstance(command, Run):
+                member = next(member for member in self.simulation.members if member.core is core)
+                start = max(now, member.free_at)
+                for piece in command.plan.slices:
+                    self._begun.setdefault(piece.job, {}).setdefault(member.index, start)
+        return commands
 
     def loss_ns(self, records: Sequence[Record]) -> int:
         """What preemptions cost, over all requests."""

@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from penstock.core import laws
+from penstock.core.cluster import Cluster
 from penstock.core.config import Balance, ClusterConfig, InstanceConfig, Limits, MoveLimits
 from penstock.core.events import Drain
+from penstock.core.instance import Instance
 from penstock.core.move import Switch
 from penstock.core.slo import MS, SECOND
 from penstock.cost.linear import Linear
@@ -154,30 +156,24 @@ def test_every_request_gets_its_tokens_and_every_page_comes_back(policy: str, se
     assert [r.times_ns for r in again] == [r.times_ns for r in simulation._records]
 
 
-class Logged(Simulation):
+class Logged:
     """Writes the log of every core, as live drivers do. One that starts anew after a failure has a log of its own."""
 
     def __init__(self, config: SimConfig, folder: Path) -> None:
-        super().__init__(config, COST)
         self.folder = folder
-        self.writers = [LogWriter(folder / "log", Header(cluster=config.cluster))]
-        self._cluster.handle = self.logging(self._cluster.handle, ClusterEntry, self.writers[0])  # type: ignore[method-assign]
+        self.writers: dict[Instance | Cluster, LogWriter] = {}
+        self._cluster = config.cluster
 
-    def logging(self, handle: Any, entry: Any, writer: LogWriter) -> Any:
-        def wrapped(event: Any, now: int) -> Any:
-            commands = handle(event, now)
-            writer.write(entry(now, event, commands))
-            return commands
-
-        return wrapped
-
-    def _join(self, member: Any) -> None:
-        number = self._names
-        header = Header(instance=msgspec.structs.replace(member.config.instance, number=number))
-        writer = LogWriter(self.folder / f"log.instance{number}", header)
-        self.writers.append(writer)
-        member.core.handle = self.logging(member.core.handle, InstanceEntry, writer)
-        super()._join(member)
+    def __call__(self, core: Instance | Cluster, event: Any, now: int) -> Any:
+        if (writer := self.writers.get(core)) is None:
+            path, header = self.folder / "log", Header(cluster=self._cluster)
+            if isinstance(core, Instance):
+                path = self.folder / f"log.instance{core.number}"
+                header = Header(instance=msgspec.structs.replace(core.config, number=core.number))
+            writer = self.writers[core] = LogWriter(path, header)
+        commands = core.handle(event, now)
+        writer.write((InstanceEntry if isinstance(core, Instance) else ClusterEntry)(now, event, commands))
+        return commands
 
 
 @pytest.mark.parametrize("policy", ["flood", "distserve", "llumnix"])
@@ -192,10 +188,11 @@ def test_logs_of_jobs_that_moved_tell_the_run_and_replay_to_the_same_commands(po
         move_bytes_per_s=1e6,
     )
     requests = [request(i * 0.05, draw.randrange(1, 150), draw.randrange(1, 80)) for i in range(60)]
-    simulation = Logged(chosen, tmp_path)
+    logged = Logged(chosen, tmp_path)
+    simulation = Simulation(chosen, COST, handle=logged)
     records = simulation.run(requests)
     assert simulation.moves > 0
-    for writer in simulation.writers:
+    for writer in logged.writers.values():
         writer.close()
     for path in paths_of(tmp_path / "log"):
         assert replay(path).difference is None
@@ -209,15 +206,15 @@ def test_no_job_goes_back_and_forth(seed: int) -> None:
     """Under random loads that keep instances nearly full, no job returns to an instance within a second."""
     draw = random.Random(seed)
     member = MemberConfig(instance=InstanceConfig(policy="llumnix", pages=draw.choice((60, 120))))
-    simulation = Simulation(SimConfig(members=[member] * 4, cluster=ClusterConfig(policy="llumnix")), COST)
     switched: list[tuple[int, int, int, int]] = []
-    switch = simulation._switch
 
-    def seen(source: int, command: Switch) -> None:
-        switched.append((simulation.now, command.job, source, command.to))
-        switch(source, command)
+    def handle(core: Instance | Cluster, event: Any, now: int) -> list[Any]:
+        commands = core.handle(event, now)
+        switched.extend((now, c.job, core.number, c.to) for c in commands if isinstance(c, Switch))
+        return commands
 
-    simulation._switch = seen  # type: ignore[method-assign]
+    chosen = SimConfig(members=[member] * 4, cluster=ClusterConfig(policy="llumnix"))
+    simulation = Simulation(chosen, COST, handle=handle)
     length = [draw.choice((10, 50, 300)) for _ in range(200)]
     simulation.run([request(i * 0.15, n, draw.choice((20, 100, 400))) for i, n in enumerate(length)])
     last: dict[tuple[int, int], int] = {}

@@ -39,11 +39,11 @@ def asked(count: int, **more: object) -> list[Request]:
 def test_a_drained_instance_goes_and_its_requests_are_answered_elsewhere(copies: bool) -> None:
     drained = two(failures=[{"instance": 0, "at_s": 2.0, "drain": True}], moves={"copies": copies})
     watched = twin.Watched(drained, stages=True)
-    records = watched.run(asked(8))
+    records = watched.simulation.run(asked(8))
     assert [(record.outcome, len(record.times_ns)) for record in records] == [(COMPLETED, 100)] * 8
-    assert watched.moves == len(watched.seen.switched) > 0
+    assert watched.simulation.moves == len(watched.seen.switched) > 0
     assert bool(watched.pulled) == copies
-    first, second = watched.members
+    first, second = watched.simulation.members
     assert first.there_ns(0, 10**10) < second.there_ns(0, 10**10) == 10**10
     assert not first.core.jobs
 
