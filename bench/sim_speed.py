@@ -6,12 +6,14 @@
 The first plays the conversation trace of Mooncake (FAST'25; github.com/kvcache-ai/Mooncake), or requests like it where
 the file is not given, on 8 instances of h200/llama-3.1-8b with pages of 16 tokens: with every token's time and with the
 first and the last only, shared blocks of 64 and of 512 tokens, leaping over quiet stretches and, for the first thousand
-requests, stepping. Stepping and leaping must give equal records. The second plays a million requests with the lengths
-of Azure's conversation trace of 2023 (CC-BY 4.0), Poisson arrivals, on 256 such instances at 70 % of the rate that one
-instance reaches with all requests waiting.
+requests, stepping. Both must give equal records. After `scripts/compiled` PYTHONPATH=build/compiled runs
+machine code (docs/compiled.md). The second plays a million requests with the lengths of Azure's
+conversation trace of 2023 (CC-BY 4.0), Poisson arrivals, on 256 such instances at 70 % of the rate that one instance
+reaches with all requests waiting.
 """
 
 import argparse
+import platform
 import resource
 import time
 from itertools import product
@@ -20,6 +22,7 @@ from statistics import median
 
 import msgspec
 
+from penstock.core import instance as core
 from penstock.drivers.deployment import Deployment, Laid, PoolSpec, lay_out
 from penstock.drivers.sim import Simulation
 from penstock.metrics.record import COMPLETED, Record
@@ -27,6 +30,7 @@ from penstock.workload import trace
 from penstock.workload.compose import Plan, synthesize
 from penstock.workload.trace import Request
 
+COMPILED = not core.__file__.endswith(".py")
 INSTANCES = 8
 #: Stepping is slow: only so many of the first requests, leapt over once more for comparison.
 STEPPING_REQUESTS = 1000
@@ -58,6 +62,7 @@ def play(laid: Laid, requests: list[Request], *, every_token: bool, stepping: bo
 
 def trace_speed(requests: list[Request], rounds: int) -> None:
     print(f"{INSTANCES} x h200/llama-3.1-8b, pages of 16 tokens; leaping: median of {rounds} runs, stepping: one run")
+    print(f"Python {platform.python_version()}, the core {'is compiled' if COMPILED else 'is not compiled'}")
     columns = (("block tokens", 12), ("token times", 14), ("way", 9), ("requests", 9), ("steps", 10), ("wall s", 8))
     print(*[f"{name:>{width}}" for name, width in columns], f"{'requests/s':>11}")
     few = requests[:STEPPING_REQUESTS]

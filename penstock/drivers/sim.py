@@ -736,7 +736,7 @@ class Simulation:
         seq, start, first = stretch.seq, stretch.start, stretch.first
         if through:
             self._emit(member, stretch, through)
-            member.core.leap(through)
+            self._leap(member, stretch, through)
             seq, start = seq + through, stretch.end(through - 1)
             if self._observer is not None:
                 first = features(member.core.steps[seq].slices)
@@ -747,16 +747,25 @@ class Simulation:
         member.flights.popleft()
         last = len(stretch.times) - 1
         whole = self._emit(member, stretch, last + 1)
+        seq, began = stretch.seq + last, stretch.start
         if last:
-            member.core.leap(last)
+            self._leap(member, stretch, last)
+            began = stretch.end(last - 1)
+        if self._observer is not None:
+            self._observer.steps(member.index, began, [self.now], features(member.core.steps[seq].slices))
         exceptions: list[Executed] = []
         for track, piece in whole:
             if not track.limited:
                 exceptions.append(Executed(piece.job, piece.count, 1, "stop"))
             self._close(piece.job, COMPLETED, delay=self._delays.token)
             self._end(piece.job)
-        began = stretch.end(last - 1) if last else stretch.start
-        self._feed(member, StepDone(stretch.seq + last, exceptions, self.now - began))
+        self._feed(member, StepDone(seq, exceptions, self.now - began))
+
+    def _leap(self, member: _Member, stretch: _Stretch, count: int) -> None:
+        """Bring the core to where the first `count` steps of a stretch are through."""
+        if self._observer is not None:
+            self._observer.steps(member.index, stretch.start, stretch.ends(count), stretch.first)
+        member.core.leap(count)
 
     def _emit(self, member: _Member, stretch: _Stretch, count: int) -> list[tuple[_Track, Slice]]:
         """The first `count` steps of a stretch are through: their tokens come. The answers that are whole with that."""
@@ -766,14 +775,12 @@ class Simulation:
             self._emit_one(member, step.jobs[at], piece, stretch, count, last_ns, whole)
         for job, piece in step.stale.items():
             self._emit_one(member, job, piece, stretch, count, last_ns, whole)
-        if self._every_token or self._observer is not None:
+        if self._every_token:
             ends = stretch.ends(count)
             if isinstance(ends, list):
                 member.ends.extend(ends)
             else:
                 member.ends.frombytes(ends.tobytes())
-            if self._observer is not None:
-                self._observer.steps(member.index, stretch.start, ends, stretch.first)
         return whole
 
     def _emit_one(
