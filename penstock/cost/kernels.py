@@ -58,6 +58,10 @@ class Grid:
         logs = self._logs[low]
         return Grid(self.axes[1:], logs if share == 0 else logs * (1 - share) + self._logs[low + 1] * share)
 
+    def lists(self) -> tuple[list[float], list[float]]:
+        """Of a grid with a single axis left: the logarithms of its nodes and of their utilisations."""
+        return self.axes[0].tolist(), self._logs.tolist()
+
     def along(self, sizes: Array) -> Array:
         """Utilisations of a grid with a single axis left."""
         return np.exp(np.interp(np.log(sizes), self.axes[0], self._logs))
@@ -70,7 +74,7 @@ class Grid:
         return math.exp(grid._logs)
 
 
-def _place(axis: Array, size: float) -> tuple[int, float]:
+def _place(axis: Array | list[float], size: float) -> tuple[int, float]:
     """(Index of the node below, share of the node above), held at both ends."""
     where = math.log(size)
     low = bisect_right(axis, where) - 1
@@ -155,11 +159,17 @@ class Gemm:
     """Products by one matrix."""
 
     def __init__(self, hardware: Hardware, n: int, k: int, grid: Grid) -> None:
-        self._hardware, self._n, self._k, self._grid = hardware, n, k, grid
+        self._hardware, self._n, self._k = hardware, n, k
+        # Asked for one number of rows at a time, where lists are quicker than arrays.
+        self._axis, self._logs = grid.lists()
 
     def ns(self, rows: int) -> float:
         """With so many rows on the left."""
-        return gemm_roofline_ns(self._hardware, rows, self._n, self._k) / self._grid.at(rows)
+        low, share = _place(self._axis, rows)
+        log = self._logs[low]
+        if share:
+            log = log * (1 - share) + self._logs[low + 1] * share
+        return gemm_roofline_ns(self._hardware, rows, self._n, self._k) / math.exp(log)
 
 
 def _grid(table: Table) -> Grid:

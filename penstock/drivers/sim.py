@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from heapq import heappop, heappush
-from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -160,8 +159,12 @@ class _Track:
 
     def times_ns(self) -> list[int]:
         """Of every token."""
-        runs = self.past if self.ends is None else [*self.past, (self.ends, self.first, self.upto)]
-        return list(chain.from_iterable([ends[first:upto] for ends, first, upto in runs]))
+        times: list[int] = []
+        for ends, first, upto in self.past:
+            times.extend(ends[first:upto])
+        if self.ends is not None:
+            times.extend(self.ends[self.first : self.upto])
+        return times
 
 
 class _Stretch:
@@ -210,10 +213,14 @@ class _Pace:
             return _Stretch(seq, start, start, few, first)
         before, odd = divmod(first.decode_context, jobs)
         totals = self._totals.get((jobs, odd))
-        if totals is None or len(totals) <= before + count:
-            room = max(4096, 2 * (before + count))
-            durations = self._cost.steps_ns(Features(jobs, odd, jobs, odd), jobs, room)
-            totals = self._totals[jobs, odd] = np.concatenate([[0], durations.cumsum()])
+        if totals is None:
+            totals = np.zeros(1, np.int64)
+        if len(totals) <= before + count:
+            known = len(totals) - 1
+            context = odd + known * jobs
+            more = max(4096, known // 2, before + count - known)
+            durations = self._cost.steps_ns(Features(jobs, context, jobs, context), jobs, more)
+            totals = self._totals[jobs, odd] = np.concatenate([totals, totals[-1] + durations.cumsum()])
         return _Stretch(seq, start, start - totals.item(before), totals[before + 1 : before + count + 1], first)
 
 
