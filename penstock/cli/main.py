@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import sys
+from importlib.util import find_spec
 
 import penstock
 
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="penstock", description="Serving of generative models, judged by goodput.", epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"penstock {penstock.__version__}")
+    parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
     verb: str = parser.parse_args(args[:1]).verb
     module = importlib.import_module(VERBS[verb][0])
@@ -42,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"penstock {verb}: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def _version() -> str:
+    found = find_spec("penstock.core.instance")
+    compiled = found is not None and found.origin is not None and not found.origin.endswith(".py")
+    return f"penstock {penstock.__version__}{', the core compiled' if compiled else ''}"
 
 
 def _epilog() -> str:

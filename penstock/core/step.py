@@ -44,8 +44,8 @@ class StepCost(Protocol):
         """Duration of a step with these features, at least 1."""
 
     def steps_ns(self, first: Features, growth: int, count: int) -> Any:
-        """Durations of `count` steps that repeat one plan (`features.repeated`), as int64: the very numbers that
-        `step_ns` gives for each."""
+        """Durations of `count` steps that repeat one plan (`features.repeated`), the very numbers that `step_ns` gives
+        for each: a list, or an int64 array where there are many."""
 
     def interval_ns(self, features: Features) -> int:
         """From the start of a step to when another, of other jobs, may start: less than `step_ns` in a pipeline."""

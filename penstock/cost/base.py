@@ -7,6 +7,12 @@ import numpy.typing as npt
 from penstock.core.features import repeated
 from penstock.core.step import Features, StepCost
 
+#: In ns: a few, or many.
+Durations = list[int] | npt.NDArray[np.int64]
+
+#: Fewer repeated steps than this are quicker one by one than as arrays.
+FEW = 16
+
 
 class Cost(msgspec.Struct, frozen=True, tag=True):
     """See `core.step.StepCost`. A model gives `step_ns`; the rest follows, and is overridden where there is more to say
@@ -16,10 +22,10 @@ class Cost(msgspec.Struct, frozen=True, tag=True):
         """Duration of a step, in ns, at least 1."""
         raise NotImplementedError
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
-        """Durations of `count` steps that repeat one plan (`core.features.repeated`), int64: the very numbers that
-        `step_ns` gives for each."""
-        return np.fromiter(map(self.step_ns, repeated(first, growth, count)), np.int64, count)
+    def steps_ns(self, first: Features, growth: int, count: int) -> Durations:
+        """Durations of `count` steps that repeat one plan (`core.features.repeated`), the very numbers that `step_ns`
+        gives for each."""
+        return list(map(self.step_ns, repeated(first, growth, count)))
 
     def interval_ns(self, features: Features) -> int:
         """From the start of a step to when another, of other jobs, may start: less than `step_ns` in a pipeline."""

@@ -19,13 +19,10 @@ give the same integers.
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from penstock.core.step import Features
 from penstock.cost import hardware as hardwares
 from penstock.cost import kernels, shapes
-from penstock.cost.base import Cost
+from penstock.cost.base import Cost, Durations
 from penstock.cost.rank import Rank
 from penstock.cost.shapes import Shape
 
@@ -63,8 +60,8 @@ class Composed(Cost, frozen=True, dict=True, kw_only=True):
         """See `StepCost`: through all stages."""
         return self._rank.step_ns(features)
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
-        """See `StepCost`: as `step_ns`, with arrays."""
+    def steps_ns(self, first: Features, growth: int, count: int) -> Durations:
+        """See `StepCost`."""
         return self._rank.steps_ns(first, growth, count)
 
     def interval_ns(self, features: Features) -> int:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from penstock.core.predict import regime
 from penstock.core.step import Features
-from penstock.cost.base import Cost
+from penstock.cost.base import Cost, Durations
 from penstock.cost.composed import Composed
 from penstock.cost.linear import Linear
 from penstock.cost.piecewise import Piecewise
@@ -37,8 +37,8 @@ class Scaled(Cost, frozen=True):
     def step_ns(self, features: Features) -> int:
         return max(1, round(self.cost.step_ns(features) * self._of(features)))
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
-        scaled = np.rint(self.cost.steps_ns(first, growth, count) * self._of(first))
+    def steps_ns(self, first: Features, growth: int, count: int) -> Durations:
+        scaled = np.rint(np.asarray(self.cost.steps_ns(first, growth, count)) * self._of(first))
         durations: npt.NDArray[np.int64] = np.maximum(scaled, 1).astype(np.int64)
         return durations
 

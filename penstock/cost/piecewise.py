@@ -17,10 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.core.step import Features
-from penstock.cost.base import Cost
+from penstock.cost.base import FEW, Cost, Durations
 
-#: From so many repeated steps on, arrays are quicker than a loop.
-_MANY = 16
 #: Rounds of reweighting, and beyond how many median errors a point counts for less.
 _ROUNDS, _FAR = 6, 2.5
 
@@ -78,9 +76,9 @@ class Piecewise(Cost, frozen=True):
         ns = round(fixed + self.prompt_context * (context - decode_context) + read)
         return ns if ns > 0 else 1
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
+    def steps_ns(self, first: Features, growth: int, count: int) -> Durations:
         """See `StepCost`. The operations and their order are those of `step_ns`, so the numbers are the same."""
-        if count < _MANY:
+        if count < FEW:
             return Cost.steps_ns(self, first, growth, count)
         contexts = self.contexts
         fixed = self.rows.at(first.new)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from penstock.core.step import Features
 from penstock.cost import hardware as hardwares
 from penstock.cost import kernels, memory
+from penstock.cost.base import FEW, Durations
 from penstock.cost.kernels import Array
 from penstock.cost.shapes import Shape
 
@@ -81,12 +82,30 @@ class Rank:
         ns = round(fixed + self._layers * self.attention_ns(features))
         return ns if ns > 0 else 1
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
+    def steps_ns(self, first: Features, growth: int, count: int) -> Durations:
         """The same for each of `core.features.repeated`."""
         fixed = self.fixed_ns(first.new, first.decodes + first.prompts)
+        if count < FEW:
+            return self._few_ns(fixed, first, growth, count)
         ns = np.rint(fixed + self._layers * self.attentions_ns(first, growth, count))
         whole: npt.NDArray[np.int64] = np.maximum(ns, 1).astype(np.int64)
         return whole
+
+    def _few_ns(self, fixed: float, first: Features, growth: int, count: int) -> list[int]:
+        decodes, context, prompts = first.decodes, first.decode_context, first.prompts or 1
+        positions, area = first.new - decodes, first.new_context - context
+        decode = self._decode(decodes) if decodes else None
+        prompt = self._prompt(prompts) if positions else None
+        few: list[int] = []
+        for _ in range(count):
+            ns = decode.at(context) if decode is not None else 0.0
+            if prompt is not None:
+                ns = ns + max(prompt.at(area), self._kv_ns * (area * (prompts / positions)))
+            whole = round(fixed + self._layers * ns)
+            few.append(whole if whole > 0 else 1)
+            context += decodes
+            area += growth - decodes
+        return few
 
     def interval_ns(self, features: Features) -> int:
         """See `StepCost`: the slowest stage, with what it sends on. The output layer is the last stage's."""

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from heapq import heappop, heappush
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +60,7 @@ from penstock.core.events import (
     StepDone,
     Submitted,
 )
-from penstock.core.features import features, repeated
+from penstock.core.features import features
 from penstock.core.instance import Instance, Step
 from penstock.core.job import Job
 from penstock.core.move import (
@@ -91,9 +92,6 @@ Times = list[int] | npt.NDArray[np.int64]
 
 #: Up to so many jobs a step, the times of steps that only decode are remembered.
 _JOBS_REMEMBERED = 3
-
-#: Fewer steps than this are quicker one by one.
-_VECTOR_STEPS = 16
 
 #: The most steps that are computed in one go: more would often be in vain, as an event cuts them short.
 _STRETCH_MAX = 512
@@ -203,14 +201,9 @@ class _Pace:
         """Of `count` steps, of which at most one slice is a part of a prompt."""
         jobs = first.decodes
         if first.new > jobs or jobs > _JOBS_REMEMBERED:
-            growth = jobs + (first.new - jobs) ** 2
-            if count >= _VECTOR_STEPS:
-                return _Stretch(seq, start, start, self._cost.steps_ns(first, growth, count).cumsum(), first)
-            few, end = [], 0
-            for one in repeated(first, growth, count):
-                end += self._cost.step_ns(one)
-                few.append(end)
-            return _Stretch(seq, start, start, few, first)
+            durations = self._cost.steps_ns(first, jobs + (first.new - jobs) ** 2, count)
+            times = list(accumulate(durations)) if isinstance(durations, list) else durations.cumsum()
+            return _Stretch(seq, start, start, times, first)
         before, odd = divmod(first.decode_context, jobs)
         totals = self._totals.get((jobs, odd))
         if totals is None:
@@ -220,7 +213,7 @@ class _Pace:
             context = odd + known * jobs
             more = max(4096, known // 2, before + count - known)
             durations = self._cost.steps_ns(Features(jobs, context, jobs, context), jobs, more)
-            totals = self._totals[jobs, odd] = np.concatenate([totals, totals[-1] + durations.cumsum()])
+            totals = self._totals[jobs, odd] = np.concatenate([totals, totals[-1] + np.cumsum(durations)])
         return _Stretch(seq, start, start - totals.item(before), totals[before + 1 : before + count + 1], first)
 
 
@@ -232,6 +225,7 @@ class _Member:
         self.config = config
         self.cost = cost
         self.pace = pace
+        self.pipelined = config.instance.stages > 1
         #: What the cluster calls it; -1 until it is up.
         self.name = -1
         #: When it began to start and when it was gone, in pairs; what began last has no end while it is there.
@@ -712,8 +706,9 @@ class Simulation:
             self._fly(member, member.pace.stretch(plan.seq, start, found, steps))
             member.free_at = member.last_end
         else:
-            end = max(member.last_end, start + member.cost.step_ns(found))
-            member.free_at = start + member.cost.interval_ns(found)
+            step_ns = member.cost.step_ns(found)
+            end = max(member.last_end, start + step_ns)
+            member.free_at = start + (member.cost.interval_ns(found) if member.pipelined else step_ns)
             self._fly(member, _Stretch(plan.seq, start, end, [0], found))
 
     def _soonest_end(self, step: Step) -> int:
@@ -778,10 +773,26 @@ class Simulation:
         """The first `count` steps of a stretch are through: their tokens come. The answers that are whole with that."""
         whole: list[tuple[_Track, Slice]] = []
         step, last_ns = member.core.steps[stretch.seq], stretch.end(count - 1)
-        for at, piece in enumerate(step.slices):
-            self._emit_one(member, step.jobs[at], piece, stretch, count, last_ns, whole)
-        for job, piece in step.stale.items():
-            self._emit_one(member, job, piece, stretch, count, last_ns, whole)
+        jobs, slices = step.jobs, step.slices
+        if step.stale:
+            jobs, slices = [*jobs, *step.stale], [*slices, *step.stale.values()]
+        for at, piece in enumerate(slices):
+            job, tokens = jobs[at], count
+            if piece.start + piece.count < job.known:  # of a prompt, the last step alone may emit
+                if piece.start + count * piece.count < job.known:
+                    continue
+                tokens = 1
+            track = self._track(member, job)
+            if track is None:
+                continue
+            if track.first_ns < 0:
+                track.first_ns = stretch.end(count - tokens)
+            track.last_ns = last_ns
+            track.left -= tokens
+            if self._every_token:
+                track.keep(stretch.seq + count - tokens, tokens, member.ends)
+            if not track.left:
+                whole.append((track, piece))
         if self._every_token:
             ends = stretch.ends(count)
             if isinstance(ends, list):
@@ -789,33 +800,6 @@ class Simulation:
             else:
                 member.ends.frombytes(ends.tobytes())
         return whole
-
-    def _emit_one(
-        self,
-        member: _Member,
-        job: Job,
-        piece: Slice,
-        stretch: _Stretch,
-        count: int,
-        last_ns: int,
-        whole: list[tuple[_Track, Slice]],
-    ) -> None:
-        tokens, many = count, piece.count
-        if piece.start + many < job.known:  # of a prompt, the last step alone may emit
-            if piece.start + count * many < job.known:
-                return
-            tokens = 1
-        track = self._track(member, job)
-        if track is None:
-            return
-        if track.first_ns < 0:
-            track.first_ns = stretch.end(count - tokens)
-        track.last_ns = last_ns
-        track.left -= tokens
-        if self._every_token:
-            track.keep(stretch.seq + count - tokens, tokens, member.ends)
-        if not track.left:
-            whole.append((track, piece))
 
     def _track(self, member: _Member, job: Job) -> _Track | None:
         """The job's track, if what this instance says of it counts: the home takes tokens of its epoch alone."""

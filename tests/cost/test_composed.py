@@ -126,7 +126,7 @@ def test_repeated_steps_take_the_very_numbers_of_single_ones(composed: Composed)
         growth = first.decodes + first.prompts * draw.randrange(4, 10**6)
         for count in (1, 3, 150):
             expected = [composed.step_ns(step) for step in repeated(first, growth, count)]
-            assert composed.steps_ns(first, growth, count).tolist() == expected
+            assert list(composed.steps_ns(first, growth, count)) == expected
 
 
 def test_a_step_of_nothing_is_overhead_and_uncounted_positions_are_a_prompt() -> None:

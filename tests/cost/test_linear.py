@@ -73,7 +73,7 @@ def test_repeated_steps_have_the_features_of_their_own_plans() -> None:
     growth = sum(n * n for n in counts)
     assert list(repeated(features(plans[0].slices), growth, 5)) == [features(plan.slices) for plan in plans]
     cost = Linear(100.0, 10.0, 1.0, 5.0, 2.0)
-    assert cost.steps_ns(features(plans[0].slices), growth, 5).tolist() == [
+    assert list(cost.steps_ns(features(plans[0].slices), growth, 5)) == [
         cost.step_ns(features(plan.slices)) for plan in plans
     ]
 
@@ -98,4 +98,4 @@ def test_a_corrected_cost_gives_each_regime_the_time_that_it_took() -> None:
     assert scaled.regimes == pytest.approx({regime(f): slower[regime(f)] for f in some}, rel=1e-6)
     first = some[0]
     each = [scaled.step_ns(f) for f in repeated(first, 50, 20)]
-    assert scaled.steps_ns(first, 50, 20).tolist() == each
+    assert list(scaled.steps_ns(first, 50, 20)) == each

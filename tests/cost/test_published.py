@@ -42,7 +42,7 @@ def test_repeated_steps_take_the_very_times_of_single_ones(name: str) -> None:
             pieces = pieces[-1:]
         plan, growth = StepPlan(0, pieces), sum(p.count**2 for p in pieces)
         moved = [StepPlan(i, [Slice(p.job, p.start + i * p.count, p.count) for p in pieces]) for i in range(40)]
-        assert cost.steps_ns(features(plan.slices), growth, 40).tolist() == [
+        assert list(cost.steps_ns(features(plan.slices), growth, 40)) == [
             cost.step_ns(features(m.slices)) for m in moved
         ]
 

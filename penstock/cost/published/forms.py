@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from penstock.core.step import Features
-from penstock.cost.base import Cost
+from penstock.cost.base import Cost, Durations
 
 #: One number, or one for each of several steps.
 Count: TypeAlias = int | npt.NDArray[np.int64]
@@ -65,7 +65,7 @@ class Formula(Cost, frozen=True):
         """See `StepCost`."""
         return _whole(self.duration_ns(*_counts(features)))
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
+    def steps_ns(self, first: Features, growth: int, count: int) -> Durations:
         """See `StepCost`."""
         tokens, squares, prompts, decodes, context = _counts(first)
         steps = np.arange(count, dtype=np.int64)
@@ -204,6 +204,6 @@ class Table(Cost, frozen=True):
         before = table[-2] if len(table) > 1 else 0.0
         return _whole(table[-1] + (table[-1] - before) * (batch - len(table)))
 
-    def steps_ns(self, first: Features, growth: int, count: int) -> npt.NDArray[np.int64]:
+    def steps_ns(self, first: Features, growth: int, count: int) -> Durations:
         """See `StepCost`: a batch that stays the same takes the same time."""
         return np.full(count, self.step_ns(first), np.int64)
