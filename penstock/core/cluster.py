@@ -47,6 +47,8 @@ _DRAIN_JOBS, _DRAIN_NS = 4, 50 * MS
 _LOOK_AHEAD = 8
 #: ... until so many have gone before it.
 _OVERTAKEN_MOST = 32
+#: Members that have changed, at most, before accounts of them follow: no event is to find many.
+_LAG_MOST = 8
 #: Jobs that are over, of which an instance may still ask: so many are remembered.
 _OVER_MOST = 4096
 
@@ -145,7 +147,8 @@ class Sums:
 
 
 class Ranking:
-    """Members in order of a rank, least first; ties by number. Kept when it is read: most changes come in bursts."""
+    """Members in order of a rank, least first; ties by number. Kept when it is read, or when it lags: most changes are
+    followed by another one of the same member."""
 
     def __init__(self, rank: Rank, takes: Callable[[Member], bool]) -> None:
         self._rank = rank
@@ -158,6 +161,8 @@ class Ranking:
     def update(self, member: Member) -> None:
         """The member is new, or has changed."""
         self._changed[member.id] = member
+        if len(self._changed) > _LAG_MOST:
+            self._settle()
 
     def remove(self, instance: int) -> None:
         self._changed.pop(instance, None)
@@ -546,12 +551,18 @@ class Cluster:
     def _update(self, member: Member) -> None:
         member.changed()
         self._changed[member.id] = member
+        if len(self._changed) > _LAG_MOST:
+            self._add_up()
         for ranking in self._rankings:
             ranking.update(member)
 
     @property
     def sums(self) -> dict[str, "Sums"]:
-        """What is expected of all members of a role that do not drain, together. Kept when it is read."""
+        """What is expected of all members of a role that do not drain, together. Kept like rankings."""
+        self._add_up()
+        return self._sums
+
+    def _add_up(self) -> None:
         for instance in self._changed:
             if (counted := self._counted.pop(instance, None)) is not None:
                 self._sums[counted[0]].add(counted[1], -1)
@@ -560,7 +571,6 @@ class Cluster:
                 self._counted[instance] = member.role, member.expected
                 self._sums.setdefault(member.role, Sums()).add(member.expected)
         self._changed.clear()
-        return self._sums
 
     @property
     def total(self) -> "Sums":

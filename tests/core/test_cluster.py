@@ -1,5 +1,7 @@
 """The cluster core: placement by rank, the ledger, bounds."""
 
+import random
+
 from penstock.core.cluster import Cluster
 from penstock.core.commands import ClusterCommand, Dispatch, Lost, Order, Refuse, Retire
 from penstock.core.config import Balance, ClusterConfig
@@ -297,3 +299,14 @@ def test_an_instance_that_joins_again_is_counted_once() -> None:
     made.handle(Joined(1, "decode", Load(running=3)), 0)
     assert (made.sums[""].members, made.sums["decode"].members, made.total.jobs) == (1, 1, 3)
     assert [instance for _, instance in made.entries] == [0]
+
+
+def test_many_reports_before_an_order_is_read() -> None:
+    made, draw = cluster(40), random.Random(7)
+    expected: dict[int, float] = dict.fromkeys(range(40), 0.0)
+    for _ in range(500):
+        instance, running = draw.randrange(40), draw.randrange(9)
+        made.handle(Reported(instance, Load(running=running)), 0)
+        expected[instance] = float(running)
+    assert list(made.entries) == sorted((rank, instance) for instance, rank in expected.items())
+    assert (made.total.members, made.total.jobs) == (40, sum(expected.values()))
