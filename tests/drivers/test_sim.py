@@ -1,17 +1,20 @@
 """The simulated driver: times worked out by hand, conservation, determinism, prefixes."""
 
 import random
+from itertools import accumulate
 
 import msgspec
 import pytest
 
 from penstock.core import laws
 from penstock.core.config import InstanceConfig, Limits
+from penstock.core.features import repeated
 from penstock.core.slo import MS
+from penstock.core.step import Features
 from penstock.cost.composed import compose
 from penstock.cost.linear import Linear
 from penstock.drivers.scenario import Delays, Failure, MemberConfig, SimConfig, alike
-from penstock.drivers.sim import Simulation
+from penstock.drivers.sim import Simulation, _Pace
 from penstock.metrics.record import CANCELLED, COMPLETED, FAILED, Record
 from penstock.policies.bundles import ROWS
 from penstock.workload.trace import Request
@@ -138,6 +141,16 @@ def test_leaping_over_quiet_stretches_gives_what_stepping_gives(policy: str, see
         assert sorted(record.id for record in simulation.over) == list(range(len(requests))), "each is over once"
     assert ran[0] == ran[1]
     assert any(r.outcome == COMPLETED for r in ran[0][0])
+
+
+def test_remembered_times_are_those_of_each_step_however_far_they_go() -> None:
+    cost = compose("a100", "llama-3.1-8b").cost
+    pace = _Pace(cost.ready())
+    for jobs, context in ((1, 100), (2, 9001), (1, 9000), (2, 50_001), (1, 30_000), (3, 70_000), (4, 70_000)):
+        first = Features(jobs, context, jobs, context)
+        stretch = pace.stretch(0, 7, first, 40)
+        each = accumulate(map(cost.step_ns, repeated(first, jobs, 40)), initial=7)
+        assert [stretch.end(step) for step in range(40)] == list(each)[1:]
 
 
 def test_a_hang_up_ends_a_request_where_it_stands() -> None:
