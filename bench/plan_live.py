@@ -23,8 +23,8 @@ import twin
 from server_process import ServerProcess
 
 from penstock.core.slo import Slo
-from penstock.cost.fitting import choose, condense
-from penstock.cost.models import CostFile, corrected, save
+from penstock.cost.fitting import of_steps
+from penstock.cost.models import CostFile, save
 from penstock.drivers.deployment import Deployment
 from penstock.drivers.scenario import Delays
 from penstock.engine.hub import DEMO
@@ -85,22 +85,25 @@ def learn(profile: Path | None) -> tuple[Delays, int]:
         for turn in range(LEARN_TURNS):
             start_ns = time.monotonic_ns()
             records = bench(server.url, learning(turn), f"learn-{turn}", turn)
-            windows.append(twin.Window(start_ns, time.monotonic_ns(), records))
+            windows.append(twin.Window(start_ns, time.monotonic_ns(), records, sum(learn_counts()[: twin.BEARABLE])))
         time.sleep(1.5)  # The log is flushed once a second.
     seen = twin.read(log.with_name(log.name + ".instance0"))
-    inside = [(f, ns) for at, f, ns in seen.steps if any(w.start_ns <= at <= w.end_ns for w in windows)]
-    chosen = choose(condense(inside) + twin.measured(profile))
-    save(CostFile(cost=corrected(chosen.cost, inside), provenance={"from": "bench/plan_live.py"}), OUT / "cost.json")
+    fitted = of_steps(seen.between(*((w.start_ns, w.end_ns) for w in windows)), twin.measured(profile))
+    save(CostFile(cost=fitted.cost, provenance={"from": "bench/plan_live.py"}), OUT / "cost.json")
     delays, about = twin.messages(seen, windows)
-    print(f"learnt from {len(inside)} steps; {about}", flush=True)
+    print(f"learnt from {fitted.steps} steps; {about}", flush=True)
     return delays, seen.config.pages * seen.config.page_tokens
+
+
+def learn_counts() -> list[int]:
+    """Requests of each part of that load."""
+    return [round(LEARN_RATE * part * LEARN_S) for part in twin.PARTS]
 
 
 def learning(turn: int) -> Path:
     """A trace of another load than the one that is judged: from idle to too much."""
     rng = np.random.default_rng([turn, 21])
-    counts = [round(LEARN_RATE * part * LEARN_S) for part in twin.PARTS]
-    gaps = [rng.exponential(1 / (LEARN_RATE * part), n) for part, n in zip(twin.PARTS, counts, strict=True)]
+    gaps = [rng.exponential(1 / (LEARN_RATE * part), n) for part, n in zip(twin.PARTS, learn_counts(), strict=True)]
     rows = [f"{at:.4f},{rng.integers(8, 400)},{rng.integers(2, 80)}" for at in np.concatenate(gaps).cumsum().tolist()]
     path = OUT / f"learn-{turn}.csv"
     path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
