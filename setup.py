@@ -23,8 +23,18 @@ COMPILED = [
     "penstock/cost/rank.py",
     "penstock/drivers/link.py",
     "penstock/drivers/sim.py",
+    "penstock/policies/adaptive_pd.py",
     "penstock/policies/fcfs.py",
+    "penstock/policies/flood.py",
+    "penstock/policies/llumnix.py",
+    "penstock/policies/paced.py",
     "penstock/policies/place.py",
+    "penstock/policies/prefill_first.py",
+    "penstock/policies/prefix_aware.py",
+    "penstock/policies/priority.py",
+    "penstock/policies/round_robin.py",
+    "penstock/policies/scaling.py",
+    "penstock/policies/splitfuse.py",
 ]
 #: Types of other packages are not needed, and mypy would read all of them.
 SETTINGS = """[mypy]

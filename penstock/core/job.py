@@ -11,7 +11,7 @@ The three counters (nano-vllm's two, and the frontier) tell everything about pro
 """
 
 from penstock.core.prefix import Node
-from penstock.core.spec import JobSpec, Span
+from penstock.core.spec import JobSpec
 
 NEVER = 1 << 62
 
@@ -31,7 +31,6 @@ class Job:
         "room",
         "share_at",
         "shared",
-        "spans",
         "spec",
         "stowed",
         "total",
@@ -61,8 +60,6 @@ class Job:
         self.keys = list(spec.keys)
         #: Where in the tree of shared blocks its path ends; None while it has none.
         self.node: Node | None = None
-        #: Where the KV is; one span unless a group holds it.
-        self.spans = (Span(0, 0),)
 
     @property
     def wants(self) -> int:

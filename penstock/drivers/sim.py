@@ -16,7 +16,7 @@ from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from heapq import heappop, heappush
 from itertools import accumulate
 from typing import Any, Protocol
@@ -828,13 +828,5 @@ def _keys(request: Request, block_tokens: int) -> tuple[int, ...]:
     blocks = request.prompt_tokens // block_tokens
     if parts == 1:
         return request.hash_ids[:blocks]
-    names: list[int] = []
-    for block in request.hash_ids:
-        names.extend(_parts(block, parts))
+    names = [name for block in request.hash_ids for name in range(block * parts, (block + 1) * parts)]
     return tuple(names[:blocks])
-
-
-@lru_cache(1 << 16)
-def _parts(block: int, parts: int) -> tuple[int, ...]:
-    """A block's parts; many requests begin with the same blocks."""
-    return tuple(range(block * parts, (block + 1) * parts))
