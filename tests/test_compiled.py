@@ -37,7 +37,7 @@ for policy in ("fcfs", "paced", "llumnix", "distserve"):
     for stepping in (False, True):
         config = msgspec.structs.replace(laid.sim, stepping=stepping)
         records = Simulation(config, laid.costs, handle=handle).run(synthesize(plan))
-        said.update(msgspec.json.encode(records))
+        said.update(msgspec.json.encode(records, enc_hook=list))
         print(policy, len(records), said.hexdigest())
 print(penstock.core.instance.__file__, file=sys.stderr)
 """

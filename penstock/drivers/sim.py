@@ -155,9 +155,9 @@ class _Track:
             self.ends, self.first = ends, seq
         self.upto = seq + count
 
-    def times_ns(self) -> list[int]:
+    def times_ns(self) -> "array[int]":
         """Of every token."""
-        times: list[int] = []
+        times = array("q")
         for ends, first, upto in self.past:
             times.extend(ends[first:upto])
         if self.ends is not None:
@@ -531,7 +531,7 @@ class Simulation:
         delay = self._delays.token
         if self._every_token:
             times = track.times_ns()
-            record.times_ns = [at + delay for at in times] if delay else times
+            record.times_ns = array("q", (np.asarray(times) + delay).tobytes()) if delay else times
         elif track.emitted > 1:
             record.times_ns = [track.first_ns + delay, track.last_ns + delay]
             record.counts = [1, track.emitted - 1]

@@ -33,7 +33,7 @@ def save(result: Result, path: str | Path) -> None:
     """Write it, making folders as needed. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.encode(result))
+    path.write_bytes(msgspec.json.encode(result, enc_hook=list))
 
 
 def load(path: str | Path) -> Result:

@@ -43,7 +43,7 @@ def test_a_prompt_is_handed_off_and_decoding_goes_on_there() -> None:
     (record,) = simulation.run([request(0.0, 100, 4)])
     # 96 of the 100 positions fill pages; the rest is computed again, with the second token.
     first = 110 * MS
-    assert record.times_ns == [first, first + 15 * MS, first + 25 * MS, first + 35 * MS]
+    assert list(record.times_ns) == [first, first + 15 * MS, first + 25 * MS, first + 35 * MS]
     assert simulation.moves == 1
     assert [m.core.counts["moved"] for m in simulation.members] == [1, 0]
 
@@ -148,7 +148,7 @@ def test_every_request_gets_its_tokens_and_every_page_comes_back(policy: str, se
     for record, wanted in zip(simulation.run(requests), requests, strict=True):
         assert record.outcome == COMPLETED, record.error
         assert len(record.times_ns) == wanted.output_tokens
-        assert sorted(record.times_ns) == record.times_ns
+        assert sorted(record.times_ns) == list(record.times_ns)
     for member in simulation.members:
         assert not member.core.jobs
         laws.check(member.core)
@@ -198,7 +198,9 @@ def test_logs_of_jobs_that_moved_tell_the_run_and_replay_to_the_same_commands(po
         assert replay(path).difference is None
     run = gather(paths_of(tmp_path / "log"))
     assert [r.outcome for r in run.records] == [COMPLETED] * len(requests)
-    assert [[at + run.records[0].sent_ns for at in r.times_ns] for r in run.records] == [r.times_ns for r in records]
+    assert [[at + run.records[0].sent_ns for at in r.times_ns] for r in run.records] == [
+        list(r.times_ns) for r in records
+    ]
 
 
 @pytest.mark.parametrize("seed", range(6))

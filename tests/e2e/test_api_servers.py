@@ -1,6 +1,7 @@
 """`penstock serve --api-server-count`: several HTTP processes, a scheduler of its own; each is killed under load."""
 
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -117,3 +118,27 @@ def test_the_operator_is_heard_by_any_of_them(server: ServerProcess, capsys: pyt
         assert Counter(future.result(PATIENCE_S) for future in futures) == {"answered": 40}
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-2:]] == ["1", "2"]
+
+
+def test_roles_given_while_the_scheduler_hangs_are_told_by_the_next() -> None:
+    """The roles change places; a worker that had not heard of it would keep its answers."""
+    flags = ("--prefill", "1", "--decode", "1", "--policy", "distserve", "--admin-key", "secret")
+    with ServerProcess(*FLAGS, *flags) as server:
+        (victim,) = processes(server, "drivers.scheduler")
+        victim.suspend()
+        for instance, role in enumerate(("decode", "prefill")):
+            path = f"{server.url}/admin/instances/{instance}/role"
+            reply = httpx.post(path, json={"role": role}, headers={"Authorization": "Bearer secret"})
+            assert reply.status_code == 202, reply.text
+        wait_until(lambda: processes(server, "drivers.scheduler") not in ([], [victim]), "there is another")
+        wait_until(lambda: ask(server, 5) == "answered" and moved(server) == {0: False, 1: True}, "roles are as told")
+        for _ in range(5):
+            assert ask(server, 30) == "answered"
+        assert not moved(server)[0]
+
+
+def moved(server: ServerProcess) -> dict[int, bool]:
+    """Whether answers went on elsewhere, by instance."""
+    text = httpx.get(f"{server.url}/metrics").text
+    taken = re.findall(r'^penstock_instance_moves_taken_total\{.*instance="(\d+)".*\} (.*)$', text, re.M)
+    return {int(instance): float(value) > 0 for instance, value in taken}
