@@ -12,6 +12,7 @@ or distserve/opt-13b/tp1, or five numbers in ns: a step, a prompt token, its con
 import argparse
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ from penstock.cost.models import Model
 from penstock.drivers.deployment import DelaySpec, Deployment, Laid, PoolSpec, lay_out
 from penstock.drivers.log import Observed, observe
 from penstock.drivers.meter import Meter, Use
+from penstock.drivers.recorded import gather
 from penstock.drivers.sim import Simulation
 from penstock.drivers.timeline import Timeline
 from penstock.metrics import plot, report, result
@@ -55,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     system.add_argument("--pp", type=int, help="pipeline stages; default: 1")
     system.add_argument("--cost", help="what steps cost, instead of hardware and model: see above")
     system.add_argument("--cost-from", type=Path, metavar="LOG", help="fit step times, and take the sizes, from here")
+    system.add_argument(
+        "--front-from", type=Path, metavar="JSON", help="a saved run, recorded in that log: what its client saw later"
+    )
     system.add_argument("--policy", choices=sorted(ROWS), help="default: the file's or the log's, else fcfs")
     system.add_argument("--instances", type=int, help="of each pool; default: 1")
     system.add_argument("--kv-tokens", type=int, help="tokens of KV on an instance; default: what memory leaves")
@@ -139,6 +144,10 @@ def deploy(args: argparse.Namespace) -> tuple[Laid, Slo, list[str]]:
     base = _logged(seen) if seen else Deployment(pools=[PoolSpec()])
     if args.config:
         base = Deployment.read(args.config)
+    late = []
+    if args.front_from:
+        base, said = _with_front(base, args.cost_from, args.front_from)
+        late = [said]
     pool = {
         name: getattr(args, name)
         for name in (
@@ -149,6 +158,7 @@ def deploy(args: argparse.Namespace) -> tuple[Laid, Slo, list[str]]:
     pool["correct"] = False if args.no_correction else None
     deployment = base.changed(pool, model=args.model, policy=args.policy)
     cost, notes = _fitted(args, seen) if seen and not args.cost else (None, [])
+    notes += late
     pools = [_with_room(spec, args.kv_pages, bool(deployment.model)) for spec in deployment.pools]
     if pools != deployment.pools and args.kv_pages is None:
         notes.append(f"Room for {KV_TOKENS:,} tokens of KV is an assumption: --kv-tokens says what there is.")
@@ -179,6 +189,25 @@ def _logged(seen: Observed) -> Deployment:
     return Deployment(
         policy=config.policy, pools=[pool], delays=DelaySpec(dispatch_ms=delay_ms, token_ms=delay_ms)
     )  # fmt: skip
+
+
+def _with_front(base: Deployment, log: Path | None, run: Path) -> tuple[Deployment, str]:
+    """With a front that delays first tokens as that of a recorded server did, half on the way in and half on the way
+    out, and what is to be said of it. `run`: the last that the log tells of. Raises ValueError where it is not."""
+    if log is None:
+        raise ValueError(f"--front-from {run}: say with --cost-from which log its requests are in")
+    seen = sorted(result.load(run).records, key=lambda r: r.sent_ns)
+    told = sorted(gather([log]).records, key=lambda r: r.sent_ns)[-len(seen) :]
+    if Counter(r.prompt_tokens for r in seen) != Counter(r.prompt_tokens for r in told):
+        raise ValueError(f"--front-from {run}: the last {len(seen)} requests of {log} have prompts of other lengths")
+    pairs = zip(seen, told, strict=True)
+    late = [s.ttft_ns - t.ttft_ns for s, t in pairs if s.ttft_ns is not None and t.ttft_ns is not None]
+    if not late:
+        raise ValueError(f"--front-from {run}: no request of it was answered")
+    late_ms = max(0.0, median(late)) / 1e6
+    delays = msgspec.structs.replace(base.delays, front_ms=late_ms / 2, token_ms=late_ms / 2)
+    said = f"Clients saw first tokens {late_ms:.2f} ms later than the core (median of {len(late)} in {run})."
+    return msgspec.structs.replace(base, delays=delays), said
 
 
 def _fitted(args: argparse.Namespace, seen: Observed) -> tuple[Model, list[str]]:

@@ -6,6 +6,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import pytest
 from msgspec import structs
@@ -17,8 +18,10 @@ from penstock.core.events import Arrived
 from penstock.cost.linear import Linear
 from penstock.drivers.log import LogWriter, read
 from penstock.drivers.recorded import Recorded, gather, paths_of, simulate
+from penstock.metrics import result
 from penstock.metrics.errors import METRICS
 from penstock.metrics.record import CANCELLED, COMPLETED, Record
+from penstock.metrics.summary import summarize
 from penstock.workload.client import Call, Client, Reply
 
 REQUESTS = 48
@@ -142,6 +145,33 @@ def test_without_a_cost_steps_are_fitted_to_the_log(run: Run, capsys: pytest.Cap
     assert f"of {run.log.name}.instance0" in capsys.readouterr().out
     assert main(["replay", str(run.log), "--cost-from", str(run.log)]) == 2
     assert "log of a cluster" in capsys.readouterr().err
+
+
+def test_a_front_is_learnt_from_what_the_client_of_a_recorded_run_saw(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tokens that reach the client 4 ms after they left the core; the live client's own lateness varies."""
+    core = run.recorded.records
+    seen = [structs.replace(r, times_ns=[at + 4_000_000 for at in r.times_ns], slo=None) for r in core]
+    saved = tmp_path / "seen.json"
+    result.save(result.Result(run={}, summary=summarize(seen), records=seen), saved)
+    command = ["simulate", "--cost-from", f"{run.log}.instance0", "--against", str(saved), "--disable-tqdm"]
+    idle_ns = []
+    for name, flags in (("plain", []), ("front", ["--front-from", str(saved)])):
+        output = ["--save-result", "--result-dir", str(tmp_path), "--result-filename", name]
+        assert main([*command, *flags, *output]) == 0
+        idle_ns.append([r.idle_ttft_ns for r in result.load(tmp_path / name).records])
+    answered = sum(bool(record.times_ns) for record in core)
+    assert f"4.00 ms later than the core (median of {answered} in" in capsys.readouterr().out
+    # Without a word of the front a token takes as long as a message to the core.
+    more_ns = 4_000_000 - median(run.recorded.delays)
+    assert all(late - plain == pytest.approx(more_ns, abs=2) for plain, late in zip(*idle_ns, strict=True))
+
+    result.save(result.Result(run={}, summary=summarize(seen), records=seen[:-1]), saved)
+    assert main([*command[:3], "--against", str(saved), "--front-from", str(saved)]) == 2
+    assert f"the last {REQUESTS - 1} requests" in capsys.readouterr().err
+    assert main(["simulate", "--cost", "5e6,0,0,0,0", "--front-from", str(saved)]) == 2
+    assert "say with --cost-from" in capsys.readouterr().err
 
 
 def test_a_queue_that_runs_away_is_told_of_unless_clients_wait(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
