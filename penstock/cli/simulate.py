@@ -144,10 +144,9 @@ def deploy(args: argparse.Namespace) -> tuple[Laid, Slo, list[str]]:
     base = _logged(seen) if seen else Deployment(pools=[PoolSpec()])
     if args.config:
         base = Deployment.read(args.config)
-    late = []
+    late: list[str] = []
     if args.front_from:
-        base, said = _with_front(base, args.cost_from, args.front_from)
-        late = [said]
+        base, late = _with_front(base, args.cost_from, args.front_from)
     pool = {
         name: getattr(args, name)
         for name in (
@@ -191,7 +190,7 @@ def _logged(seen: Observed) -> Deployment:
     )  # fmt: skip
 
 
-def _with_front(base: Deployment, log: Path | None, run: Path) -> tuple[Deployment, str]:
+def _with_front(base: Deployment, log: Path | None, run: Path) -> tuple[Deployment, list[str]]:
     """With a front that delays first tokens as that of a recorded server did, half on the way in and half on the way
     out, and what is to be said of it. `run`: the last that the log tells of. Raises ValueError where it is not."""
     if log is None:
@@ -207,7 +206,7 @@ def _with_front(base: Deployment, log: Path | None, run: Path) -> tuple[Deployme
     late_ms = max(0.0, median(late)) / 1e6
     delays = msgspec.structs.replace(base.delays, front_ms=late_ms / 2, token_ms=late_ms / 2)
     said = f"Clients saw first tokens {late_ms:.2f} ms later than the core (median of {len(late)} in {run})."
-    return msgspec.structs.replace(base, delays=delays), said
+    return msgspec.structs.replace(base, delays=delays), [said]
 
 
 def _fitted(args: argparse.Namespace, seen: Observed) -> tuple[Model, list[str]]:
