@@ -19,12 +19,9 @@ if _TRACES.is_dir():
 
 #: Folders whose tests start processes and wait for them: these run one after another, all others beside them.
 _LIVE = {"api", "drivers", "e2e"}
-#: Files in them whose tests only compute, and for long.
-_COMPUTING = {"test_recorded.py", "test_sim.py", "test_sim_moves.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        live = _LIVE.intersection(item.path.relative_to(Path(__file__).parent).parts)
-        if live and item.path.name not in _COMPUTING:
+        if _LIVE.intersection(item.path.relative_to(Path(__file__).parent).parts):
             item.add_marker(pytest.mark.xdist_group("live"))
