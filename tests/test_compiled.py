@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: A thousand requests that share prefixes, on instances with roles, one of which fails; what became of each, and all
-#: commands of all cores, as a digest.
+#: For each row of policies, requests that share prefixes, on three instances, one of which fails; what became of each,
+#: and all commands of all cores, as a digest.
 RUN = """
 import hashlib, sys
 import msgspec
 import penstock.core.instance
 from penstock.drivers.deployment import Deployment, lay_out
 from penstock.drivers.sim import Simulation
+from penstock.policies.bundles import ROWS
 from penstock.workload.compose import Plan, synthesize
 
 said = hashlib.sha256()
@@ -26,13 +27,13 @@ def handle(core, event, now):
     said.update(msgspec.json.encode([now, event, commands]))
     return commands
 
-for policy in ("fcfs", "paced", "llumnix", "distserve"):
-    roles = ["prefill", "decode", "decode"] if policy == "distserve" else [""] * 3
+for policy in sorted(ROWS):
+    roles = ["prefill", "decode", "decode"] if policy in ("distserve", "adaptive-pd") else [""] * 3
     pools = [dict(instances=1, hardware="a100", role=role, kv_tokens=30_000) for role in roles]
     failures = [dict(instance=2, at_s=20.0, down_s=5.0)]
     deployment = dict(model="llama-3.1-8b", policy=policy, pools=pools, failures=failures, move_gb_per_s=5.0)
     laid = lay_out(msgspec.convert(deployment, Deployment))
-    plan = Plan(lengths="lognormal:2000:1.0:9000", output_lengths="lognormal:200:0.8:900", count=350, rate=4.0,
+    plan = Plan(lengths="lognormal:2000:1.0:9000", output_lengths="lognormal:200:0.8:900", count=150, rate=4.0,
                 turns="uniform:1-4", think_s=5.0, prefixes=4, prefix_len=512, cancel_share=0.1, seed=3)
     for stepping in (False, True):
         config = msgspec.structs.replace(laid.sim, stepping=stepping)
