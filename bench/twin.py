@@ -231,7 +231,7 @@ class Load:
         self._serve(f"{self._case.name}-{kind}-{name}-{turn}", self._workload(kind), 1, flags)
 
     def calibrate(self, number: int) -> tuple[int, int]:
-        """Another load: idle ones, then more, then more than it can bear."""
+        """Another load: idle ones, then more, then more than it can bear, then many at once."""
         rng = np.random.default_rng([number, 9])
         rate, prompt, output = self.rates["poisson"], self._case.prompt, self._case.output
         counts = self._case.counts(rate)

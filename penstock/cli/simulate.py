@@ -198,11 +198,12 @@ def _with_front(base: Deployment, log: Path | None, run: Path) -> tuple[Deployme
     seen = sorted(result.load(run).records, key=lambda r: r.sent_ns)
     told = sorted(gather([log]).records, key=lambda r: r.sent_ns)[-len(seen) :]
     if Counter(r.prompt_tokens for r in seen) != Counter(r.prompt_tokens for r in told):
-        raise ValueError(f"--front-from {run}: the last {len(seen)} requests of {log} have prompts of other lengths")
+        others = f"the last {len(seen)} requests of {log} have prompts of other lengths"
+        raise ValueError(f"--front-from {run}: {others}: give the run that the log ends with")
     pairs = zip(seen, told, strict=True)
     late = [s.ttft_ns - t.ttft_ns for s, t in pairs if s.ttft_ns is not None and t.ttft_ns is not None]
     if not late:
-        raise ValueError(f"--front-from {run}: no request of it was answered")
+        raise ValueError(f"--front-from {run}: no request of it was answered: give a run with answers")
     late_ms = max(0.0, median(late)) / 1e6
     delays = msgspec.structs.replace(base.delays, front_ms=late_ms / 2, token_ms=late_ms / 2)
     said = f"Clients saw first tokens {late_ms:.2f} ms later than the core (median of {len(late)} in {run})."
